@@ -1,0 +1,754 @@
+"""The benchmark harness: run a protocol's grid, one row a cell, skipping rows already there."""
+
+import datetime
+import functools
+import hashlib
+import inspect
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from joblib import Parallel, delayed
+from rich.console import Console
+
+from metaser import __version__, metrics
+from metaser.audio import content_hash
+from metaser.backbones import BACKBONES
+from metaser.episodes import (
+    SplitSampler,
+    TaskSampler,
+    digest,
+    join_same_audio,
+    tensors,
+    write_manifest,
+)
+from metaser.features import Features, extract, make_frontend, normalise
+from metaser.labels import nearest
+from metaser.methods import METHODS
+from metaser.model import Model
+from metaser.protocol import Protocol, Setup, TrainingPlan
+from metaser.recording import draw_situation
+from metaser.rows import append_row, cut_torn_line, read_rows
+from metaser.tasks import Task, read_task
+from metaser.training import Source, Training, train
+
+PACKAGES = ("torch", "numpy", "librosa", "scikit-learn", "pandas", "soundfile")
+
+SELECTION = {"title", "description", "targets", "seeds", "leave_one_language_out"}
+"""Keys of a protocol that choose which cells there are, but do not change a cell's score."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """A task with its features under one setup.
+
+    Attributes
+    ----------
+    task : Task
+        Clips that share audio share a unit.
+    plain : Features
+        As recorded.
+    situations : tuple of Features
+        As heard in made-up recording situations; for source tasks.
+    """
+
+    task: Task
+    plain: Features
+    situations: tuple[Features, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training and every cell that stands on it.
+
+    Attributes
+    ----------
+    setup : str
+        Name of the setup.
+    methods : tuple of str
+        Methods that share the training and differ in how they adapt.
+    sources : tuple of str
+        Source tasks.
+    targets : tuple of str
+        Tasks to score on.
+    seed : int
+        Seed of the training and of the episodes.
+    """
+
+    setup: str
+    methods: tuple[str, ...]
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    seed: int
+
+
+def run(
+    protocol: Protocol,
+    out: Path,
+    data: Path | None = None,
+    task_folders: Sequence[Path] = (),
+    targets: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    jobs: int = 1,
+    cache: Path | None = None,
+    command: str = "",
+    console: Console | None = None,
+) -> Path:
+    """Measure what is missing of a protocol and return the file of rows.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        What to compare.
+    out : Path
+        Results folder; made if needed. A run that was stopped goes on in the same folder.
+    data : Path, optional
+        Data root.
+    task_folders : sequence of Path
+        Folders with further task folders.
+    targets, methods : sequence of str
+        Restrict the run to these; empty for all of the protocol.
+    jobs : int
+        Processes.
+    cache : Path, optional
+        Feature cache.
+    command : str
+        The command line, kept for the report.
+    console : rich.console.Console, optional
+        Where progress is told.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another protocol, another run is writing to it, or a task cannot give
+        the episodes.
+    """
+    console = console or Console(stderr=True)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / "run.lock", timeout=0):
+            return _run(
+                protocol, out, data, task_folders, targets, methods, jobs, cache, command, console
+            )
+    except Timeout as error:
+        raise ValueError(
+            f"another run is writing to {out}: wait for it, or name another folder by --out"
+        ) from error
+
+
+def _run(
+    protocol, out, data, task_folders, targets, methods, jobs, cache, command, console
+) -> Path:
+    tasks, absent = present_tasks(protocol, data, task_folders)
+    for name in absent:
+        console.print(f"[yellow]{name} is not present and is left out[/yellow]")
+    plan = plan_jobs(protocol, tasks, targets, methods)
+    rows = out / "rows.jsonl"
+    cut_torn_line(rows)
+    done = finished_cells(rows, protocol, tasks)
+    _write_run(out, protocol, tasks, absent, command)
+    tasks = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
+    plan = [job for job in plan if any(key not in done for key in job_cells(protocol, job))]
+    cells = sum(key not in done for job in plan for key in job_cells(protocol, job))
+    console.print(f"{len(done)} cells are there, {cells} remain in {len(plan)} trainings")
+    for name, setup in protocol.setups.items():
+        own = [job for job in plan if job.setup == name]
+        if not own:
+            continue
+        materials = gather(setup, own, tasks, cache, jobs, console)
+        work = Parallel(n_jobs=jobs, return_as="generator_unordered")(
+            delayed(run_job)(protocol, job, materials, out, frozenset(done), os.getpid())
+            for job in own
+        )
+        started = time.perf_counter()
+        for count, (job, seconds, scores) in enumerate(work, start=1):
+            spent = time.perf_counter() - started
+            left = spent / count * (len(own) - count)
+            console.print(
+                f"[{name} {count}/{len(own)}] {', '.join(job.methods)} seed {job.seed}: "
+                f"{scores} ({seconds:.0f} s; about {left / 60:.0f} min left)",
+                highlight=False,
+            )
+    return rows
+
+
+def forecast(
+    protocol: Protocol,
+    out: Path,
+    data: Path | None = None,
+    task_folders: Sequence[Path] = (),
+    targets: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    jobs: int = 1,
+    cache: Path | None = None,
+) -> str:
+    """Tell how much of a protocol remains, timing one step of each kind on random features."""
+    tasks, absent = present_tasks(protocol, data, task_folders)
+    tasks = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
+    done = finished_cells(out / "rows.jsonl", protocol, tasks)
+    plan = plan_jobs(protocol, tasks, targets, methods)
+    plan = [job for job in plan if any(key not in done for key in job_cells(protocol, job))]
+    cells = sum(key not in done for job in plan for key in job_cells(protocol, job))
+    lines = [f"not present, left out: {', '.join(absent)}"] if absent else []
+    lines.append(f"{len(done)} cells are there, {cells} remain in {len(plan)} trainings")
+    total = 0.0
+    for name, setup in protocol.setups.items():
+        own = [job for job in plan if job.setup == name]
+        if not own:
+            continue
+        materials, extraction = _random_materials(setup, own, tasks)
+        measured = {}
+        for job in own:
+            if job.methods not in measured:
+                measured[job.methods] = _time_job(protocol, setup, job, materials)
+        seconds = sum(measured[job.methods] for job in own)
+        lines.append(
+            f"{name}: features {extraction / jobs / 60:.0f} min where the cache lacks them, "
+            f"{len(own)} trainings and their cells {seconds / jobs / 60:.0f} min at most"
+        )
+        total += (extraction + seconds) / jobs
+    lines.append(f"about {total / 60:.0f} min in {jobs} processes")
+    return "\n".join(lines)
+
+
+def _random_materials(setup: Setup, jobs, tasks) -> tuple[dict[str, Material], float]:
+    """Random features of the right shape, and the seconds that the real ones would take."""
+    frontend = make_frontend(setup.frontend)
+    rng = np.random.default_rng(0)
+    clip = rng.standard_normal(3 * frontend.rate).astype(np.float32)
+    shape = frontend(clip).shape
+    started = time.perf_counter()
+    frontend(clip)
+    each = time.perf_counter() - started
+    materials, clips = {}, 0
+    for name in {name for job in jobs for name in (*job.sources, *job.targets)}:
+        count = len(tasks[name].table)
+        values = rng.standard_normal((count, *shape), dtype=np.float32)
+        plain = Features(values, np.full(count, shape[0]), np.arange(count).astype(str))
+        materials[name] = Material(tasks[name], plain, ())
+        sources = any(name in job.sources for job in jobs)
+        clips += count * (1 + setup.training.situations * sources)
+    return materials, clips * each
+
+
+def _time_job(protocol: Protocol, setup: Setup, job: Job, materials) -> float:
+    """Seconds of a job, from a few training steps and one episode of every cell."""
+    torch.set_num_threads(1)
+    method = build_method(job.methods[0], setup, protocol, materials, job)
+    seconds = 0.0
+    if _is_trained(method):
+        plan = setup.training
+        spent = []
+        for updates in (1, 1, 4):
+            short = plan.model_copy(update={"updates": updates})
+            short = setup.model_copy(update={"training": short})
+            spent.append(_train(method, protocol, short, job, materials, None))
+        step = max(spent[2] - spent[1], 0) / 3
+        validation = max(spent[1] - step, 0)
+        seconds += plan.updates * step + plan.updates / plan.validate_every * validation
+    for label in job.methods:
+        method = build_method(label, setup, protocol, materials, job)
+        if hasattr(method, "fit"):
+            method.fit([_all_clips(materials[name], protocol.classes) for name in job.sources])
+        for key in job_cells(protocol, replace(job, methods=(label,))):
+            sampler, count = cell_sampler(protocol, materials[key[2]].task, key[3], job.seed)
+            batch = tensors(sampler.episode(0), materials[key[2]].plain)
+            started = time.perf_counter()
+            method.adapt(batch.support)(batch.query.modalities)
+            seconds += count * (time.perf_counter() - started)
+    return seconds
+
+
+def present_tasks(
+    protocol: Protocol, data: Path | None, folders: Sequence[Path]
+) -> tuple[dict[str, Task], list[str]]:
+    """Read the protocol's tasks; return those whose audio is present, and the names of the rest."""
+    names = dict.fromkeys([*protocol.sources, *protocol.targets])
+    read = {name: read_task(name, data, folders) for name in names}
+    tasks = {name: task for name, task in read.items() if task.table is not None}
+    absent = [name for name in names if name not in tasks]
+    for label in protocol.classes:
+        if not any((task.table["emotion"] == label).any() for task in tasks.values()):
+            held = sorted({name for task in tasks.values() for name in task.counts})
+            raise ValueError(
+                f"no task that is present has class {label!r}.{nearest(label, held)} "
+                f"There are {held}"
+            )
+    if not any(name in tasks for name in protocol.sources):
+        raise ValueError(
+            f"none of the source tasks {protocol.sources} is present: name the folder above the "
+            "corpora by --data or METASER_DATA (`metaser tasks` tells how to obtain them)"
+        )
+    return tasks, absent
+
+
+def restrict(task: Task, classes: Sequence[str]) -> Task:
+    """Return the task with the clips of some classes only."""
+    wanted = task.table["emotion"].isin(classes)
+    return replace(task, table=task.table[wanted].reset_index(drop=True))
+
+
+def plan_jobs(
+    protocol: Protocol,
+    tasks: dict[str, Task],
+    targets: Sequence[str] = (),
+    methods: Sequence[str] = (),
+) -> list[Job]:
+    """List the trainings of a protocol and what is scored on each.
+
+    Targets with the same sources share a training, and so do methods that differ only in how they
+    adapt. No training sees the language it is scored on. True targets come first, then the
+    sources that are left out in turn.
+    """
+    sources = [name for name in protocol.sources if name in tasks]
+    wanted = [name for name in protocol.targets if name in tasks]
+    if protocol.leave_one_language_out:
+        wanted += [name for name in sources if name not in wanted]
+    wanted = _restrict(wanted, targets, "target")
+    if not wanted:
+        raise ValueError(f"none of the targets {protocol.targets} is present: obtain one of them")
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for target in wanted:
+        other = [name for name in sources if tasks[name].language != tasks[target].language]
+        if not other:
+            raise ValueError(f"no source task of another language than {target}'s is present")
+        groups.setdefault(tuple(other), []).append(target)
+    jobs = []
+    for name, setup in protocol.setups.items():
+        shared: dict[str, list[str]] = {}
+        for label in _restrict(list(setup.methods), methods, "method"):
+            shared.setdefault(training_key(label, setup), []).append(label)
+        for seed, (others, own), labels in product(protocol.seeds, groups.items(), shared.values()):
+            scored = [
+                t for t in own if t in protocol.targets or seed in protocol.leave_one_language_out
+            ]
+            if scored:
+                jobs.append(Job(name, tuple(labels), others, tuple(scored), seed))
+    return sorted(jobs, key=lambda job: not set(job.targets) & set(protocol.targets))
+
+
+def _restrict(names: list[str], chosen: Sequence[str], kind: str) -> list[str]:
+    unknown = [name for name in chosen if name not in names]
+    if unknown:
+        raise ValueError(f"{kind} {unknown[0]!r} is not among those of the protocol here: {names}")
+    return [name for name in names if not chosen or name in chosen]
+
+
+def method_type(label: str, setup: Setup):
+    """The class of a method, and all arguments it gets: presets, then the protocol's."""
+    arguments = dict(setup.methods[label])
+    name = arguments.pop("method", label)
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {sorted(METHODS)}, not {name!r}")
+    entry = METHODS[name]
+    preset = entry.keywords if isinstance(entry, functools.partial) else {}
+    kind = entry.func if isinstance(entry, functools.partial) else entry
+    known = set(inspect.signature(kind).parameters) - {"model"}
+    for key in arguments:
+        if key not in known:
+            raise ValueError(f"method {label!r} has no argument {key!r}; it has {sorted(known)}")
+    return kind, {**preset, **arguments}
+
+
+def training_key(label: str, setup: Setup) -> str:
+    """Digest of what decides the training of a method; its label if it has none."""
+    kind, arguments = method_type(label, setup)
+    if not hasattr(kind, "loss") or not arguments.get("pretrain", True):
+        return label
+    lasting = {k: v for k, v in arguments.items() if k not in kind.ADAPTATION}
+    facts = [kind.__name__, lasting, setup.model_dump(exclude={"methods"})]
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def gather(
+    setup: Setup, jobs: Sequence[Job], tasks: dict[str, Task], cache, workers: int, console
+) -> dict[str, Material]:
+    """Extract and normalise the features of all tasks that the jobs touch."""
+    frontend = make_frontend(setup.frontend)
+    sources = {name for job in jobs for name in job.sources}
+    materials = {}
+    for name in sorted(sources | {name for job in jobs for name in job.targets}):
+        task = tasks[name]
+
+        def prepared(situation=None, task=task):
+            features = extract(task, frontend, cache, situation, workers, console.is_terminal)
+            return normalise(features, task, setup.normalise), features.hashes
+
+        plain, hashes = prepared()
+        task = join_same_audio(task, hashes)
+        count = setup.training.situations if name in sources else 0
+        seeds = [[index, *name.encode()] for index in range(count)]
+        heard = [prepared(draw_situation(np.random.default_rng(seed)))[0] for seed in seeds]
+        materials[name] = Material(task, plain, tuple(heard))
+    return materials
+
+
+def job_cells(protocol: Protocol, job: Job) -> Iterator[tuple]:
+    """The identities of a job's rows: setup, method, target, shots or fraction, seed."""
+    sizes = protocol.episodes.shots if protocol.episodes else protocol.split.fractions
+    for method in job.methods:
+        for target in job.targets:
+            for size in sizes:
+                yield job.setup, method, target, size, job.seed
+
+
+def finished_cells(rows: Path, protocol: Protocol, tasks: dict[str, Task]) -> dict[tuple, dict]:
+    """The rows that are there, by identity; refuse rows that were measured otherwise."""
+    found = {}
+    for row in read_rows(rows):
+        setup = protocol.setups.get(row["setup"])
+        if row["protocol"] != protocol.name:
+            raise ValueError(
+                f"{rows} holds rows of protocol {row['protocol']!r}, not {protocol.name!r}: write "
+                "to another folder by --out"
+            )
+        if setup is None or row["method"] not in setup.methods:
+            continue
+        version = tasks[row["target"]].version if row["target"] in tasks else row["task_version"]
+        now = [settings(protocol, row["setup"], row["method"]), version]
+        if [row["settings"], row["task_version"]] != now:
+            raise ValueError(
+                f"{rows} holds rows of {row['setup']} {row['method']} on {row['target']} that were "
+                "measured with other settings or another task version: write to another folder by "
+                "--out, or delete those rows"
+            )
+        size = row["fraction"] if row["shots"] is None else row["shots"]
+        found[row["setup"], row["method"], row["target"], size, row["seed"]] = row
+    return found
+
+
+def settings(protocol: Protocol, setup: str, method: str) -> str:
+    """Digest of everything in the protocol that decides the rows of one method."""
+    whole = protocol.model_dump(exclude={*SELECTION, "setups"})
+    for section, sizes in (("episodes", "shots"), ("split", "fractions")):
+        (whole[section] or {}).pop(sizes, None)
+    own = protocol.setups[setup]
+    facts = [whole, own.model_dump(exclude={"methods"}), own.methods[method]]
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def run_job(
+    protocol: Protocol,
+    job: Job,
+    materials: dict[str, Material],
+    out: Path,
+    done: frozenset,
+    owner: int,
+) -> tuple[Job, float, str]:
+    """Train once, score every cell that is missing, append its row; return a line of news.
+
+    ``owner`` is the process that holds the lock of ``out``: when it is gone nothing more is
+    written, for another run may have begun.
+    """
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    setup = protocol.setups[job.setup]
+    state, train_seconds = None, 0.0
+    news = []
+    for label in job.methods:
+        method = build_method(label, setup, protocol, materials, job)
+        if state is not None:
+            method.load_state_dict(state)
+        elif _is_trained(method):
+            train_seconds = _train(method, protocol, setup, job, materials, out / "checkpoints")
+            state = method.state_dict()
+        elif hasattr(method, "fit"):
+            method.fit([_all_clips(materials[name], protocol.classes) for name in job.sources])
+        for key in job_cells(protocol, replace(job, methods=(label,))):
+            if key in done:
+                continue
+            row = score_cell(protocol, setup, method, key, materials[key[2]])
+            parameters = getattr(method, "parameters", list)()
+            row |= {
+                "protocol": protocol.name,
+                "sources": list(job.sources),
+                "settings": settings(protocol, job.setup, label),
+                "train_seconds": round(train_seconds, 2),
+                "parameters": sum(v.numel() for v in parameters if v.requires_grad),
+            }
+            if owner not in (os.getpid(), os.getppid()):
+                raise RuntimeError(f"the run that writes to {out} is gone")
+            append_row(out / "rows.jsonl", row)
+            news.append(f"{key[2]} {key[3]}: {100 * np.mean(row['uar']):.1f}")
+    return job, time.perf_counter() - started, ", ".join(news)
+
+
+def _is_trained(method) -> bool:
+    """Whether a method learns by gradient steps on the source tasks."""
+    return hasattr(method, "loss") and getattr(method, "pretrain", True)
+
+
+def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: Job):
+    """Build an untrained method around a new model; the seed decides its initial parameters."""
+    kind, arguments = method_type(label, setup)
+    if "model" not in inspect.signature(kind).parameters:
+        return kind(**arguments)
+    backbone = dict(setup.backbone)
+    name = backbone.pop("name", None)
+    if name not in BACKBONES:
+        raise ValueError(f"backbone must be one of {sorted(BACKBONES)}, not {name!r}")
+    channels = materials[job.targets[0]].plain.values.shape[2]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        try:
+            encoder = BACKBONES[name](channels, **backbone)
+        except TypeError as error:
+            raise ValueError(f"backbone {name!r}: {error}") from error
+        return kind(Model(encoder, len(protocol.classes), setup.head_hidden), **arguments).eval()
+
+
+def _train(method, protocol: Protocol, setup: Setup, job: Job, materials, folder) -> float:
+    """Train a method, with checkpoints in ``folder`` if given; return the seconds it took."""
+    sources, validation = [], []
+    for source in job.sources:
+        own = source_episodes(materials[source], protocol.classes, setup.training, job.seed)
+        sources += own[0]
+        validation += own[1]
+    if not validation:
+        raise ValueError(
+            f"none of the source tasks {list(job.sources)} has enough speakers to hold some out "
+            "for validation: add a source with more speakers, or raise held_out"
+        )
+    label = job.methods[0]
+    heard = [f"{source} {materials[source].task.version}" for source in job.sources]
+    key = f"{training_key(label, setup)} {protocol.classes} {heard} {job.seed}"
+    name = hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    known = inspect.signature(Training).parameters
+    plan = Training(**{key: value for key, value in setup.training if key in known})
+    history = train(
+        method,
+        sources,
+        validation,
+        plan,
+        seed=job.seed,
+        checkpoint=None if folder is None else folder / f"{name}.pt",
+        progress=functools.partial(_tell, job, label, [time.perf_counter()]),
+    )
+    return history[-1]["seconds"]
+
+
+def _tell(job: Job, label: str, last: list[float], step: int, loss: float) -> None:
+    """Say on stderr, every half minute at most, how far a training is."""
+    if time.perf_counter() - last[0] > 30:
+        last[0] = time.perf_counter()
+        print(
+            f"  {job.setup} {label} seed {job.seed}: step {step}, validation loss {loss:.3f}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def source_episodes(
+    material: Material, classes: Sequence[str], plan: TrainingPlan, seed: int
+) -> tuple[list[Source], list[Source]]:
+    """Training episodes of a source task, and validation episodes of its held-out speakers.
+
+    A task with so few speakers that none can be held out only trains, and a task too small for
+    some of the plan's shots trains on the others.
+    """
+    task = material.task
+    units = np.unique(task.table["unit"][task.table["emotion"].isin(classes)])
+    count = round(plan.held_out * len(units))
+    held_out = np.random.default_rng([seed, *task.name.encode()]).permutation(units)[:count]
+    validation = []
+    for shots in sorted(set(plan.shots) | {1, 2, 3}, reverse=True):
+        try:
+            sampler = TaskSampler(
+                task,
+                classes,
+                shots,
+                min(shots, plan.queries),
+                seed,
+                plan.speakers,
+                units=tuple(held_out),
+            )
+        except ValueError:
+            continue
+        validation = [Source(sampler, material.plain)]
+        break
+    kept = np.setdiff1d(units, held_out) if validation else units
+    sources, refusals = [], []
+    for shots in plan.shots:
+        try:
+            sampler = TaskSampler(
+                task, classes, shots, plan.queries, seed, plan.speakers, units=tuple(kept)
+            )
+        except ValueError as error:
+            refusals.append(error)
+            continue
+        sources += [
+            Source(sampler, features) for features in (material.plain, *material.situations)
+        ]
+    if not sources:
+        raise refusals[0]
+    return sources, validation
+
+
+def _all_clips(material: Material, classes: Sequence[str]):
+    """All clips of a task that are of the protocol's classes, as one batch."""
+    code = {name: index for index, name in enumerate(classes)}
+    targets = material.task.table["emotion"].map(code)
+    rows = np.flatnonzero(targets.notna())
+    targets = targets.to_numpy()[rows].astype(int)
+    return material.plain.batch(rows, targets, np.isin(np.arange(len(classes)), targets))
+
+
+def cell_sampler(protocol: Protocol, task: Task, size, seed: int):
+    """The sampler of a cell, and how many episodes it draws."""
+    if protocol.episodes is not None:
+        plan = protocol.episodes
+        sampler = TaskSampler(
+            task, protocol.classes, size, plan.queries, seed, speakers=protocol.speakers
+        )
+        return sampler, plan.count
+    return SplitSampler(task, protocol.classes, protocol.split.test, size, seed), 1
+
+
+def write_episodes(
+    protocol: Protocol,
+    target: str,
+    shots: int,
+    seed: int,
+    path: Path,
+    data: Path | None = None,
+    folders: Sequence[Path] = (),
+) -> str:
+    """Write the manifest of a cell's episodes and return its digest."""
+    task = read_task(target, data, folders)
+    if task.table is None:
+        raise FileNotFoundError(f"the audio of {target} is not present: name its root by --data")
+    task = restrict(task, protocol.classes)
+    task = join_same_audio(
+        task, np.array([content_hash(task.audio / f) for f in task.table["file"]])
+    )
+    sampler, count = cell_sampler(protocol, task, shots, seed)
+    return write_manifest(path, task, [sampler.episode(index) for index in range(count)])
+
+
+def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: Material) -> dict:
+    """Adapt to and score every episode of a cell."""
+    setup_name, label, target, size, seed = key
+    sampler, count = cell_sampler(protocol, material.task, size, seed)
+    episodes = [sampler.episode(index) for index in range(count)]
+    uar, macro_f1, seconds = [], [], []
+    confusion = np.zeros((len(protocol.classes),) * 2, int)
+    for episode in episodes:
+        batch = tensors(episode, material.plain)
+        started = time.perf_counter()
+        scores = method.adapt(batch.support)(batch.query.modalities)
+        seconds.append(time.perf_counter() - started)
+        if torch.isnan(scores).any():
+            raise FloatingPointError(
+                f"{label} gives scores that are not numbers in episode {episode.index} of {target} "
+                f"at {size}: lower its rate"
+            )
+        predicted = scores.argmax(dim=1).numpy()
+        uar.append(metrics.uar(episode.query_targets, predicted))
+        macro_f1.append(metrics.macro_f1(episode.query_targets, predicted))
+        confusion += metrics.confusion(
+            episode.query_targets, predicted, range(len(protocol.classes))
+        )
+    return {
+        "setup": setup_name,
+        "method": label,
+        "target": target,
+        "task_version": material.task.version,
+        "language": material.task.language,
+        "synthetic": material.task.synthetic,
+        "shots": size if protocol.episodes else None,
+        "queries": protocol.episodes.queries if protocol.episodes else None,
+        "fraction": None if protocol.episodes else size,
+        "seed": seed,
+        "episodes": count,
+        "digest": digest(material.task, episodes),
+        "speakers": protocol.speakers,
+        "normalise": setup.normalise,
+        "frontend": setup.frontend["name"],
+        "backbone": setup.backbone["name"],
+        "uar": [round(value, 5) for value in uar],
+        "macro_f1": [round(value, 5) for value in macro_f1],
+        "confusion": confusion.tolist(),
+        "classes": list(protocol.classes),
+        "role": "target" if target in protocol.targets else "held_out_source",
+        "adapt_seconds": round(float(np.mean(seconds)), 5),
+        "metaser": __version__,
+        "torch": torch.__version__,
+        "created": _now(),
+    }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _write_run(out: Path, protocol: Protocol, tasks: dict[str, Task], absent, command: str) -> None:
+    """Write what the report tells besides the rows: data card, versions, command."""
+    facts = {
+        "protocol": protocol.model_dump(),
+        "command": command,
+        "metaser": __version__,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "machine": f"{os.cpu_count()} × {platform.machine()} {platform.system()}",
+        "started": _now(),
+        "absent": absent,
+        "tasks": {name: _card(task, protocol) for name, task in tasks.items()},
+    }
+    part = out / "run.json.part"
+    part.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(part, out / "run.json")
+
+
+def _card(task: Task, protocol: Protocol) -> dict:
+    """Facts of a task for the data card."""
+    counts = task.table["emotion"].value_counts().to_dict()
+    source, target = task.name in protocol.sources, task.name in protocol.targets
+    return {
+        "language": task.language,
+        "corpus": task.corpus,
+        "version": task.version,
+        "licence": task.licence,
+        "reference": task.reference,
+        "homepage": task.homepage,
+        "synthetic": task.synthetic,
+        "clips": task.clips_found,
+        "speakers": task.speakers_found,
+        "declared_clips": task.utterances,
+        "declared_speakers": task.speakers,
+        "classes": {name: counts.get(name, 0) for name in protocol.classes},
+        "left_out": {k: v for k, v in counts.items() if k not in protocol.classes}
+        | dict(task.left_out),
+        "leakage": leakage(task, protocol),
+        "role": "both" if source and target else "source" if source else "target",
+        "duplicates": task.duplicates,
+    }
+
+
+def leakage(task: Task, protocol: Protocol) -> str:
+    """One sentence on what support and query clips of a task may have in common."""
+    table = task.table[task.table["emotion"].isin(protocol.classes)]
+    cells = table.groupby("speaker")["emotion"].nunique()
+    parts = []
+    if protocol.speakers == "disjoint":
+        parts.append("support and query share no speaker and no audio")
+    else:
+        parts.append("speakers appear on both sides (leaky by design); shared audio does not")
+    if (cells == 1).mean() > 0.5:
+        parts.append(
+            f"{int((cells == 1).sum())} of {len(cells)} speakers show one emotion only, so a voice "
+            "can give the emotion away wherever speakers are shared"
+        )
+    if "text" in table and table["text"].replace("", np.nan).notna().any():
+        parts.append("the same scripted texts are spoken on both sides")
+    sentence = "; ".join(parts)
+    return sentence[0].upper() + sentence[1:] + "."

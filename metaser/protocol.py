@@ -1,0 +1,154 @@
+"""A protocol: which methods are compared on which tasks, and how, as a TOML file of values."""
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+_ABOARD = Path(__file__).parent / "aboard" / "benchmarks"
+BUNDLED = _ABOARD if _ABOARD.is_dir() else Path(__file__).parent.parent / "benchmarks"
+"""The protocols that come with MetaSER."""
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Episodes(_Strict):
+    """K-shot episodes: shots and queries a class, and how many episodes a cell has."""
+
+    shots: list[Count]
+    queries: Count
+    count: Count
+
+
+class Split(_Strict):
+    """A random split of the target: share tested on, and fractions of the rest to learn from."""
+
+    test: Share
+    fractions: list[Annotated[float, Field(gt=0, le=1)]]
+
+
+class TrainingPlan(_Strict):
+    """What the outer loop draws from the source tasks, and how long it runs.
+
+    ``shots`` are drawn from at random; ``situations`` is the number of made-up recording
+    situations in which every source corpus is heard besides its own; ``held_out`` is the share of
+    source speakers kept for validation. The rest are the arguments of ``training.Training``.
+    """
+
+    shots: list[Count] = [5]
+    queries: Count = 10
+    speakers: Literal["disjoint", "same", "any"] = "disjoint"
+    situations: Annotated[int, Field(ge=0)] = 0
+    held_out: Share = 0.2
+    updates: Count = 1000
+    meta_batch: Count = 8
+    rate: Annotated[float, Field(gt=0)] = 1e-3
+    validate_every: Count = 50
+    validation_episodes: Count = 40
+    patience: Count = 6
+
+
+class Setup(_Strict):
+    """A front end and a backbone, and the methods that run on them with their arguments."""
+
+    frontend: dict[str, Any]
+    normalise: Literal["none", "corpus", "speaker"]
+    backbone: dict[str, Any]
+    head_hidden: Count | None = None
+    training: TrainingPlan = TrainingPlan()
+    methods: dict[str, dict[str, Any]]
+
+
+class Protocol(_Strict):
+    """The content of ``benchmarks/<name>.toml``."""
+
+    name: str
+    title: str
+    description: str
+    classes: Annotated[list[str], Field(min_length=2)]
+    sources: Annotated[list[str], Field(min_length=1)]
+    targets: list[str] = []
+    leave_one_language_out: list[int] = []  # seeds with which the sources are targets too
+    speakers: Literal["disjoint", "any"] = "disjoint"
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    episodes: Episodes | None = None
+    split: Split | None = None
+    setups: Annotated[dict[str, Setup], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Protocol":
+        if (self.episodes is None) == (self.split is None):
+            raise ValueError("a protocol has either [episodes] or [split], one of the two")
+        if not self.targets and not self.leave_one_language_out:
+            raise ValueError("no targets: name some, or set leave_one_language_out = [0]")
+        if self.split is not None and self.speakers != "any":
+            raise ValueError("[split] ignores speakers: say so with speakers = 'any'")
+        stray = [seed for seed in self.leave_one_language_out if seed not in self.seeds]
+        if stray:
+            raise ValueError(f"leave_one_language_out names seed {stray[0]}, not one of the seeds")
+        sizes = self.episodes.shots if self.episodes else self.split.fractions
+        for values in (self.classes, self.sources, self.targets, self.seeds, sizes):
+            twice = [value for value in values if values.count(value) > 1]
+            if twice:
+                raise ValueError(f"{twice[0]!r} is named twice in {values}: name it once")
+        return self
+
+
+def read_protocol(name: str | Path) -> Protocol:
+    """Read a protocol by the name of a bundled one or the path of a TOML file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none; the bundled ones are named.
+    ValueError
+        If a key is unknown (the nearest known one is named), missing, or of the wrong type.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = BUNDLED / f"{str(name).removesuffix('.toml')}.toml"
+    if not path.is_file():
+        known = sorted(file.stem for file in BUNDLED.glob("*.toml"))
+        raise FileNotFoundError(
+            f"there is no protocol {str(name)!r}: give the path of a TOML file, or one of {known}"
+        )
+    try:
+        return Protocol.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise ValueError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from error
+
+
+def _section(where: tuple) -> type[BaseModel]:
+    """The section of a protocol in which a key stands."""
+    match where:
+        case (_,):
+            return Protocol
+        case ("episodes", _):
+            return Episodes
+        case ("split", _):
+            return Split
+        case ("setups", _, _):
+            return Setup
+        case _:
+            return TrainingPlan
+
+
+def _explain(problem: dict) -> str:
+    where = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        known = sorted(_section(problem["loc"]).model_fields)
+        near = get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
+        return f"unknown key {where}; did you mean {near[0]!r}?"
+    if problem["type"] == "missing":
+        return f"the key {where} is missing"
+    value = "" if problem["type"] == "value_error" else f", not {problem['input']!r}"
+    return f"{where or 'protocol'}: {problem['msg'].removeprefix('Value error, ')}{value}"

@@ -1,0 +1,117 @@
+"""Imitate another recording situation: microphone, room, noise, level.
+
+A corpus is recorded in one situation, so a model can mistake the situation for the language. Heard
+again through made-up situations, every source corpus becomes several.
+"""
+
+from dataclasses import dataclass
+
+import librosa
+import numpy as np
+from scipy.signal import fftconvolve
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One recording situation, the same for all clips of a corpus.
+
+    Attributes
+    ----------
+    trim : bool
+        Cut silence around the speech (quieter than the peak by 35 dB).
+    tilt : float
+        Slope of the microphone's response in dB an octave around 1 kHz.
+    colours : tuple of (float, float)
+        Bumps of the response, half an octave wide: centre in Hz and height in dB.
+    lowest, highest : float
+        Edges of the pass band in Hz.
+    noise : float
+        Signal-to-noise ratio in dB against the clip's louder half.
+    noise_slope : float
+        0 for white, 1 for pink noise.
+    reverberation : float
+        Time in seconds in which the room's sound falls by 60 dB; 0 for none.
+    wet : float
+        Energy ratio of room sound to direct sound, as an amplitude.
+    ceiling : float
+        Level, relative to the peak, at which the recording clips; 1 for none.
+    """
+
+    trim: bool
+    tilt: float
+    colours: tuple[tuple[float, float], ...]
+    lowest: float
+    highest: float
+    noise: float
+    noise_slope: float
+    reverberation: float
+    wet: float
+    ceiling: float
+
+
+def draw_situation(rng: np.random.Generator) -> Situation:
+    """Draw a plausible situation, from a quiet studio to a clipped talk show."""
+    return Situation(
+        trim=bool(rng.random() < 0.5),
+        tilt=rng.uniform(-4, 4),
+        colours=tuple((rng.uniform(200, 6000), rng.uniform(-6, 6)) for _ in range(3)),
+        lowest=rng.uniform(40, 250),
+        highest=float(rng.choice([3400, 5000, 7000, 7900])),
+        noise=rng.uniform(12, 45),
+        noise_slope=rng.uniform(0, 1.5),
+        reverberation=float(rng.choice([0, rng.uniform(0.1, 0.5)])),
+        wet=rng.uniform(0.1, 0.5),
+        ceiling=float(rng.choice([1, 1, rng.uniform(0.3, 0.8)])),
+    )
+
+
+def rerecord(
+    waveform: np.ndarray, rate: int, situation: Situation, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the clip as it might sound in another situation, its peak at full scale.
+
+    Parameters
+    ----------
+    waveform : ndarray
+        (samples,) float32.
+    rate : int
+        Sampling rate in Hz.
+    situation : Situation
+        Where the clip is heard.
+    rng : numpy.random.Generator
+        Draws the noise, the room's reflections and small differences from clip to clip.
+
+    Returns
+    -------
+    ndarray
+        (samples,) float32; shorter than ``waveform`` if silence was cut.
+    """
+    if situation.trim:
+        waveform, _ = librosa.effects.trim(waveform, top_db=35)
+    samples = len(waveform)
+    frequency = np.maximum(np.fft.rfftfreq(samples, 1 / rate), 20)
+    heard = np.fft.irfft(np.fft.rfft(waveform) * _response(frequency, situation), samples)
+    if situation.reverberation > 0:
+        length = int(situation.reverberation * rate)
+        room = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
+        room *= situation.wet / np.sqrt((room**2).sum())
+        heard = heard + fftconvolve(heard, room)[:samples]
+    noise = np.fft.rfft(rng.standard_normal(samples))
+    noise = np.fft.irfft(noise / np.maximum(frequency, 50) ** (situation.noise_slope / 2), samples)
+    loud = np.sqrt(np.mean(np.sort(heard**2)[samples // 2 :]))
+    decibel = situation.noise + rng.uniform(-3, 3)
+    heard = heard + noise * loud / (noise.std() + 1e-12) * 10 ** (-decibel / 20)
+    heard = heard / (np.abs(heard).max() + 1e-12)
+    return (np.clip(heard, -situation.ceiling, situation.ceiling) / situation.ceiling).astype(
+        np.float32
+    )
+
+
+def _response(frequency: np.ndarray, situation: Situation) -> np.ndarray:
+    """Amplitude response of microphone and channel at the given frequencies."""
+    decibel = situation.tilt * np.log2(np.maximum(frequency, 60) / 1000)
+    for centre, height in situation.colours:
+        decibel += height * np.exp(-0.5 * (np.log2(frequency / centre) / 0.5) ** 2)
+    decibel -= 20 * np.log10(1 + (frequency / situation.highest) ** 8)
+    decibel -= 20 * np.log10(1 + (situation.lowest / frequency) ** 4)
+    return 10 ** (decibel / 20)

@@ -1,0 +1,68 @@
+"""Result rows on disk: one JSON object a line, one line a score."""
+
+import json
+import math
+import os
+import warnings
+from pathlib import Path
+
+from filelock import FileLock
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Append one row and make sure it is on disk; other processes may append at the same time.
+
+    NaN, which JSON does not know, is written as null.
+    """
+    line = json.dumps(_without_nan(row), allow_nan=False) + "\n"
+    with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Read all rows; a last line cut short by an interrupted run is left out with a warning.
+
+    Raises
+    ------
+    ValueError
+        If any other line is not a JSON object; the message gives its number.
+    """
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line.endswith("\n"):
+            warnings.warn(
+                f"{path}: line {number}, the last, is cut short; it is left out and will be "
+                "measured again",
+                stacklevel=2,
+            )
+            break
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not a row ({error}): delete it") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: line {number} is not a JSON object: delete it")
+        rows.append(row)
+    return rows
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove a last line that an interrupted run cut short, so that rows can be appended."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))

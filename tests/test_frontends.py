@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+from scipy.fft import dct
+from scipy.signal import get_window
+
+from metaser.frontends import FRONTENDS, MFCC, LogMel, Statistics
+
+
+def _noise(seconds: float, rate: int, level: float = 0.1, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (level * rng.standard_normal(int(seconds * rate))).astype(np.float32)
+
+
+def _tone(hertz: float, rate: int, seconds: float = 1.5) -> np.ndarray:
+    time = np.arange(int(seconds * rate)) / rate
+    harmonics = sum(np.sin(2 * np.pi * k * hertz * time) / k for k in range(1, 6))
+    return (0.1 * harmonics).astype(np.float32)
+
+
+def _slaney(hertz):
+    """Mel scale of Slaney's Auditory Toolbox: linear below 1 kHz, logarithmic above."""
+    hertz = np.asarray(hertz, float)
+    return np.where(
+        hertz < 1000, hertz * 3 / 200, 15 + 27 * np.log(np.maximum(hertz, 1) / 1000) / np.log(6.4)
+    )
+
+
+def _mel_decibel(waveform: np.ndarray, rate: int, window: int, hop: int, bands: int) -> np.ndarray:
+    """Mel spectrogram in dB by the written formula, (bands, frames)."""
+    padded = np.pad(waveform.astype(float), window // 2)
+    starts = range(0, len(padded) - window + 1, hop)
+    frames = np.stack([padded[start : start + window] for start in starts])
+    power = np.abs(np.fft.rfft(frames * get_window("hann", window))) ** 2
+    frequency = np.arange(window // 2 + 1) * rate / window
+    fine = np.linspace(0, rate / 2, 200_001)
+    edges = np.interp(np.linspace(0, _slaney(rate / 2), bands + 2), _slaney(fine), fine)
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    rising, falling = (frequency - low) / (centre - low), (high - frequency) / (high - centre)
+    weights = np.maximum(0, np.minimum(rising, falling)) * 2 / (high - low)
+    return 10 * np.log10(np.maximum(weights @ power.T, 1e-10))
+
+
+def test_mfcc_equals_the_written_formula():
+    waveform = _noise(4, 22050) * np.linspace(0, 1, 4 * 22050, dtype=np.float32)
+    decibel = _mel_decibel(waveform, 22050, 2048, 512, 128)
+    expected = dct(np.maximum(decibel, decibel.max() - 80), axis=0, norm="ortho")[:20, :120].T
+    values = MFCC()(waveform)
+    assert values.shape == (120, 20) and values.dtype == np.float32
+    np.testing.assert_allclose(values, expected, atol=0.01)
+
+
+def test_mfcc_pads_short_clips_with_zeros_at_the_end():
+    clip = _noise(1, 22050)
+    values, real = MFCC()(clip), 1 + len(clip) // 512
+    assert values.shape == (120, 20)
+    assert (values[:real] != 0).all() and (values[real:] == 0).all()
+
+
+def test_log_mel_equals_the_written_formula():
+    waveform = _noise(1, 16000)
+    values = LogMel()(waveform)
+    expected = _mel_decibel(waveform, 16000, 512, 160, 64).T
+    assert values.shape == (101, 64)
+    np.testing.assert_allclose(values, expected, atol=0.01)
+
+
+def test_log_mel_cuts_long_clips_and_leaves_short_ones_short():
+    clip = _noise(3.5, 16000)
+    assert len(LogMel()(clip)) == 300
+    assert len(LogMel(frames=400)(clip)) == 351
+    np.testing.assert_array_equal(LogMel()(clip), LogMel(frames=400)(clip)[:300])
+
+
+def test_statistics_know_the_gain_in_two_channels_only():
+    frontend = Statistics()
+    clip = _noise(1, 16000) + _tone(180, 16000, 1)
+    change = (frontend(np.float32(0.5) * clip) - frontend(clip))[0]
+    moved = np.sort(change[np.abs(change) > 0.01])
+    decibel = 20 * np.log10(0.5)  # the level, and the mean of 64 orthonormal mel bands
+    np.testing.assert_allclose(moved, [decibel * np.sqrt(64), decibel], atol=0.01)
+
+
+def test_statistics_follow_the_pitch():
+    frontend = Statistics()
+    low, high = (frontend(_tone(hertz, 16000))[0] for hertz in (120, 240))
+    octave = np.isclose(high - low, 12, atol=0.3)
+    height = np.isclose(low, 12 * np.log2(1.2), atol=0.3)
+    assert (octave & height).sum() >= 5  # mean, median and further percentiles
+
+
+def test_statistics_do_not_count_the_silence_around_the_speech():
+    frontend = Statistics()
+    clip = _noise(1, 16000)
+    quiet = _noise(0.5, 16000, 1e-5)
+    inside, outside = frontend(clip)[0], frontend(np.concatenate([quiet, clip, quiet]))[0]
+    # Most channels look at the active frames only; the edges of the noise touch a few of these.
+    assert np.median(np.abs(inside - outside) / (np.abs(inside) + 1)) < 0.05
+
+
+def _awkward_clips(rate: int) -> dict[str, np.ndarray]:
+    return {
+        "silence": np.zeros(rate, np.float32),
+        "almost silence": _noise(1, rate, 1e-7),
+        "a hundred samples": _noise(100 / rate, rate),
+        "one sample": np.full(1, 0.5, np.float32),
+        "tone": _tone(200, rate),
+        "pure sine": np.sin(np.arange(rate) * 0.1).astype(np.float32),
+        "noise": _noise(2, rate),
+        "click": np.eye(1, rate, rate // 2, dtype=np.float32)[0],
+        "full scale square": np.sign(np.sin(np.arange(rate) * 0.05)).astype(np.float32),
+        "offset": np.full(rate, 0.7, np.float32),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:n_fft=:UserWarning")
+@pytest.mark.parametrize("name", FRONTENDS)
+def test_every_front_end_keeps_the_contract(name):
+    frontend = FRONTENDS[name]()
+    assert frontend.rate > 0 and frontend == FRONTENDS[name]()
+    widths = set()
+    for kind, clip in _awkward_clips(frontend.rate).items():
+        before = clip.copy()
+        values = frontend(clip)
+        np.testing.assert_array_equal(clip, before)
+        assert values.dtype == np.float32 and values.ndim == 2 and len(values) >= 1, kind
+        assert np.isfinite(values).all(), kind
+        np.testing.assert_array_equal(values, frontend(clip))
+        widths.add(values.shape[1])
+    assert len(widths) == 1

@@ -1,0 +1,329 @@
+"""The engine against oracles, in double precision."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from metaser.backbones import MLP, Recurrent
+from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.losses import cross_entropy
+from metaser.methods.inner_loop import fine_tune, gradient_descent, predictor, support_loss
+from metaser.methods.maml import MAML
+from metaser.model import Model
+
+CHANNELS, CLASSES = 3, 4
+RATE = float(torch.tensor(0.3).log().double().exp())  # the logarithm is kept in single precision
+needs_learn2learn = pytest.mark.skipif(
+    importlib.util.find_spec("learn2learn") is None,
+    reason="needs learn2learn: pip install --no-deps -r requirements-learn2learn.txt",
+)
+
+
+def _batch(seed: int, present=(True, True, True, True), frames=1) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([index for index, there in enumerate(present) if there])
+    targets = labels.repeat(3)
+    values = torch.randn(len(targets), frames, CHANNELS, generator=generator, dtype=torch.float64)
+    padded = Padded(values, torch.ones(len(targets), frames, dtype=torch.bool))
+    return Batch({"audio": padded}, targets, torch.tensor(present))
+
+
+@pytest.fixture
+def episode() -> EpisodeBatch:
+    return EpisodeBatch(_batch(0), _batch(1))
+
+
+@pytest.fixture
+def lacking() -> EpisodeBatch:
+    present = (True, False, True, True)
+    return EpisodeBatch(_batch(0, present), _batch(1, present))
+
+
+def _model(backbone=None, seed=3) -> Model:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Model(backbone or MLP(CHANNELS, (5,)), CLASSES).double()
+
+
+def _maml(model=None, **arguments) -> MAML:
+    return MAML(model or _model(), **{"inner_rate": RATE, "inner_steps": 3, **arguments}).double()
+
+
+def _gradients(method: MAML, episode: EpisodeBatch) -> dict[str, torch.Tensor]:
+    method.zero_grad()
+    method.loss(episode).backward()
+    return {key: value.grad.clone() for key, value in method.model.named_parameters()}
+
+
+def _close(found: dict, expected: dict, relative: float) -> None:
+    assert found.keys() == expected.keys()
+    scale = max(float(value.abs().max()) for value in expected.values())
+    assert scale > 1e-3
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=relative, atol=relative * scale)
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_without_inner_steps_it_is_the_gradient_of_the_query_loss(episode, second_order):
+    method = _maml(inner_steps=0, second_order=second_order)
+    model = method.model
+    scores = model(episode.query.modalities)
+    loss = nn.functional.cross_entropy(scores, episode.query.targets)
+    slopes = torch.autograd.grad(loss, list(model.parameters()))
+    expected = {key: slope for (key, _), slope in zip(model.named_parameters(), slopes)}
+    _close(_gradients(method, episode), expected, 1e-12)
+
+
+def test_first_order_is_the_query_gradient_at_the_adapted_point(episode):
+    method = _maml()
+    adapted = _model()
+    for _ in range(3):  # plain gradient descent on a copy
+        adapted.zero_grad()
+        scores = adapted(episode.support.modalities)
+        nn.functional.cross_entropy(scores, episode.support.targets).backward()
+        with torch.no_grad():
+            for value in adapted.parameters():
+                value -= RATE * value.grad
+    adapted.zero_grad()
+    scores = adapted(episode.query.modalities)
+    nn.functional.cross_entropy(scores, episode.query.targets).backward()
+    expected = {key: value.grad for key, value in adapted.named_parameters()}
+    _close(_gradients(method, episode), expected, 1e-12)
+
+
+@pytest.mark.parametrize("which", ["episode", "lacking"])
+@pytest.mark.parametrize("kind", ["mlp", "recurrent"])
+def test_second_order_agrees_with_finite_differences(request, which, kind):
+    episode = request.getfixturevalue(which)
+    backbone = Recurrent(CHANNELS, 2, 1) if kind == "recurrent" else None
+    method = _maml(_model(backbone), second_order=True, inner_steps=2)
+    found = _gradients(method, episode)
+    first = _gradients(_maml(_model(backbone), inner_steps=2), episode)
+    start = {key: value.clone() for key, value in method.state_dict().items()}
+    step, missed = 1e-5, []
+    for seed in range(6):  # random directions: an error in any entry shows
+        generator = torch.Generator().manual_seed(seed)
+        way = {
+            key: torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            for key, value in found.items()
+        }
+        losses = []
+        for sign in (1, -1):
+            moved = {f"model.{key}": start[f"model.{key}"] + sign * step * way[key] for key in way}
+            method.load_state_dict(start | moved)
+            losses.append(float(method.loss(episode).detach()))
+        slope = (losses[0] - losses[1]) / (2 * step)
+        exact, rough = (
+            float(sum((g[key] * way[key]).sum() for key in way)) for g in (found, first)
+        )
+        assert exact == pytest.approx(slope, rel=1e-6, abs=1e-8)
+        missed.append(abs(rough - slope))
+    assert max(missed) > 1e-3  # the first-order approximation would not pass
+
+
+def _unrolled_loss(weights: list, episode: EpisodeBatch, rate: float, steps: int):
+    """MAML of a network with one hidden layer, its inner gradients derived by hand."""
+
+    def forward(w, b, v, c, x):
+        hidden = (x @ w.T + b).relu()
+        return hidden, hidden @ v.T + c
+
+    w, b, v, c = weights
+    x, y = episode.support.modalities["audio"].values[:, 0], episode.support.targets
+    wanted = torch.eye(CLASSES, dtype=torch.float64)[y]
+    for _ in range(steps):
+        hidden, scores = forward(w, b, v, c, x)
+        error = (scores.exp() / scores.exp().sum(dim=1, keepdim=True) - wanted) / len(y)
+        back = (error @ v) * (hidden > 0)
+        w, b, v, c = (
+            w - rate * back.T @ x,
+            b - rate * back.sum(dim=0),
+            v - rate * error.T @ hidden,
+            c - rate * error.sum(dim=0),
+        )
+    x, y = episode.query.modalities["audio"].values[:, 0], episode.query.targets
+    _, scores = forward(w, b, v, c, x)
+    chosen = scores[torch.arange(len(y)), y]
+    return (scores.exp().sum(dim=1).log() - chosen).mean()
+
+
+def test_second_order_agrees_with_a_network_unrolled_by_hand(episode):
+    method = _maml(second_order=True, inner_steps=4)
+    names = [key for key, _ in method.model.named_parameters()]
+    weights = [value.detach().clone().requires_grad_() for value in method.model.parameters()]
+    loss = _unrolled_loss(weights, episode, RATE, 4)
+    torch.testing.assert_close(method.loss(episode), loss, rtol=1e-12, atol=0)
+    expected = dict(zip(names, torch.autograd.grad(loss, weights)))
+    _close(_gradients(method, episode), expected, 1e-10)
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_equal_learnable_rates_are_maml(episode, second_order):
+    plain = _maml(second_order=second_order)
+    learnt = _maml(second_order=second_order, learn_rates=True)
+    _close(_gradients(learnt, episode), _gradients(plain, episode), 1e-10)
+    assert all(value.grad.abs().sum() > 0 for value in learnt.log_rates.values())
+    assert all(value.grad is None for value in plain.log_rates.values())
+
+
+def test_the_slope_of_a_learnable_rate_agrees_with_finite_differences(episode):
+    method = _maml(second_order=True, learn_rates=True)
+    method.loss(episode).backward()
+    with torch.no_grad():
+        for value in method.log_rates.values():
+            losses = []
+            for sign in (1, -1):
+                value.view(-1)[0] += sign * 1e-5
+                losses.append(float(method.loss(episode)))
+                value.view(-1)[0] -= sign * 1e-5
+            slope = (losses[0] - losses[1]) / 2e-5
+            assert float(value.grad.view(-1)[0]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+
+
+@needs_learn2learn
+@pytest.mark.parametrize("which", ["episode", "lacking"])
+@pytest.mark.parametrize("second_order", [False, True])
+def test_learn2learn_gives_the_same_gradients(request, which, second_order):
+    episode = request.getfixturevalue(which)
+    native = _maml(second_order=second_order)
+    theirs = _maml(second_order=second_order, back_end="learn2learn")
+    torch.testing.assert_close(native.loss(episode), theirs.loss(episode), rtol=1e-12, atol=0)
+    _close(_gradients(theirs, episode), _gradients(native, episode), 1e-10)
+
+
+@needs_learn2learn
+def test_learn2learn_leaves_the_model_as_it_is(episode):
+    method = _maml(back_end="learn2learn")
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    names = [key for key, _ in method.named_parameters()]
+    identities = [id(value) for value in method.parameters()]
+    method.loss(episode)
+    assert all(torch.equal(before[key], value) for key, value in method.state_dict().items())
+    assert [id(value) for value in method.parameters()] == identities
+    assert [key for key, _ in method.named_parameters()] == names
+
+
+@needs_learn2learn
+def test_learn2learn_can_be_validated_without_gradients(episode):
+    with torch.no_grad():
+        losses = [float(_maml(back_end=kind).loss(episode)) for kind in ("native", "learn2learn")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_learn2learn_refuses_learnable_rates_and_strange_back_ends_are_refused():
+    with pytest.raises(ValueError, match="one fixed rate"):
+        _maml(back_end="learn2learn", learn_rates=True)
+    with pytest.raises(ValueError, match="native.*learn2learn.*not 'higher'"):
+        _maml(back_end="higher")
+
+
+def test_absent_learn2learn_is_told_with_the_remedy(episode, monkeypatch):
+    import sys
+
+    monkeypatch.delitem(sys.modules, "learn2learn", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install.*native back end"):
+        _maml(back_end="learn2learn").loss(episode)
+
+
+def test_gradient_descent_descends_and_changes_nothing(episode):
+    model = _model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    rates = {key: torch.tensor(0.3, dtype=torch.float64) for key in parameters}
+    losses = []
+    with torch.no_grad():  # adapting needs gradients inside, whoever calls
+        for steps in (0, 1, 5, 50):
+            adapted = gradient_descent(model, parameters, rates, episode.support, steps)
+            losses.append(float(support_loss(model, adapted, episode.support)))
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.1
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(value.grad is None for value in model.parameters())
+
+
+def test_parameters_that_are_not_given_stay(episode):
+    model = _model()
+    own = {key: value for key, value in model.named_parameters() if key.startswith("head")}
+    rates = {key: torch.tensor(0.3, dtype=torch.float64) for key in own}
+    adapted = gradient_descent(model, own, rates, episode.support, 2)
+    assert adapted.keys() == own.keys()
+    assert all((adapted[key] != own[key]).any() for key in own)
+
+
+def test_frozen_parameters_do_not_adapt(episode):
+    model = _model()
+    model.backbone.requires_grad_(False)
+    method = _maml(model)
+    assert all(key.startswith("head") for key in method._adapted())
+    method.loss(episode).backward()
+    assert all(value.grad is None for value in model.backbone.parameters())
+
+
+def test_fine_tuning_is_adam_on_the_cyclic_schedule(episode):
+    """The rate runs from a fifth of its top to the top in 8 steps, and back in 8."""
+    model, support = _model(), episode.support
+    tuned = fine_tune(
+        lambda own, rows: support_loss(model, own, support[rows]),
+        dict(model.named_parameters()),
+        len(support),
+        20,
+        0.01,
+    )
+    copy = _model()
+    moments = {
+        key: [torch.zeros_like(v), torch.zeros_like(v)] for key, v in copy.named_parameters()
+    }
+    for step in range(20):
+        place = step % 16
+        rate = 0.01 * (0.2 + 0.8 * (1 - abs(place - 8) / 8))
+        loss = nn.functional.cross_entropy(copy(support.modalities), support.targets)
+        slopes = torch.autograd.grad(loss, list(copy.parameters()))
+        with torch.no_grad():
+            for (key, value), slope in zip(copy.named_parameters(), slopes):
+                first, second = moments[key]
+                first.mul_(0.9).add_(0.1 * slope)
+                second.mul_(0.999).add_(0.001 * slope**2)
+                root = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+                value -= rate * first / (1 - 0.9 ** (step + 1)) / root
+    _close(tuned, {key: value.detach() for key, value in copy.named_parameters()}, 1e-8)
+
+
+def test_fine_tuning_visits_every_clip_once_a_round():
+    seen = []
+    weight = torch.zeros(1, requires_grad=True)
+
+    def loss(own, rows):
+        seen.append(rows.tolist())
+        return own["w"].square().sum()
+
+    fine_tune(loss, {"w": weight}, clips=10, steps=6, rate=0.1, batch_size=5)
+    assert [len(rows) for rows in seen] == [5] * 6
+    for one, two in zip(seen[::2], seen[1::2]):
+        assert sorted(one + two) == list(range(10))
+    assert seen[0] != seen[2]
+    assert float(weight.detach()) == 0 and weight.grad is None
+
+
+def test_cross_entropy_is_over_the_classes_there():
+    scores = torch.tensor([[1.0, 9.0, 2.0, -1.0], [0.0, 9.0, 0.5, 3.0]], dtype=torch.float64)
+    targets, classes = torch.tensor([0, 3]), torch.tensor([True, False, True, True])
+    kept = scores.numpy()[:, [0, 2, 3]]
+    chosen = scores.numpy()[[0, 1], [0, 3]]
+    expected = np.mean(np.log(np.exp(kept).sum(axis=1)) - chosen)
+    assert float(cross_entropy(scores, targets, classes)) == pytest.approx(expected)
+    scores.requires_grad_()
+    slopes = torch.autograd.grad(cross_entropy(scores, targets, classes), scores)[0]
+    assert (slopes[:, 1] == 0).all() and (slopes[:, [0, 2, 3]] != 0).all()
+
+
+def test_the_predictor_scores_under_the_adapted_parameters(lacking):
+    model = _model()
+    adapted = {key: value + 0.1 for key, value in model.named_parameters()}
+    scores = predictor(model, adapted, lacking.support.classes)(lacking.query.modalities)
+    expected = functional_call(model, adapted, (lacking.query.modalities,))
+    assert torch.equal(scores[:, [0, 2, 3]], expected[:, [0, 2, 3]])
+    assert (scores[:, 1] == float("-inf")).all() and not scores.requires_grad

@@ -1,0 +1,286 @@
+"""Every entry of METHODS keeps the contract, on features with a planted pattern."""
+
+import copy
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from metaser.backbones import MLP, Recurrent
+from metaser.episodes import TaskSampler, tensors
+from metaser.methods import METHODS
+from metaser.metrics import uar
+from metaser.model import Model
+
+CLASSES = ("angry", "happy", "neutral", "sad")
+CHANNELS = 6
+HASTE = {
+    "multiser": {"rate": 0.03, "steps": 100},
+    "transser": {"rate": 0.03, "steps": 100},
+    "fine_tuning": {"rate": 0.03},
+    "from_scratch": {"rate": 0.03},
+}
+"""Arguments with which an untrained model learns a planted pattern from a support set alone."""
+
+WITH_LOSS = [name for name, kind in METHODS.items() if hasattr(getattr(kind, "func", kind), "loss")]
+LEARNS = set(METHODS) - {"zero_shot", "majority", "chance"}
+
+
+def _make(name: str, hidden=16, **arguments):
+    kind = METHODS[name]
+    arguments = HASTE.get(name, {}) | arguments
+    if "model" not in inspect.signature(kind).parameters:
+        return kind(**arguments)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model(MLP(CHANNELS, (hidden,)), len(CLASSES), 8)
+        return kind(model=model, **arguments).eval()
+
+
+def _state(method):
+    """All that a method holds, by value."""
+    if isinstance(method, nn.Module):
+        return {key: value.clone() for key, value in method.state_dict().items()}
+    return copy.deepcopy(vars(method))
+
+
+def _equal(one, other) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.fixture(scope="module")
+def episode(make_task, plant):
+    task = make_task(clips=10)
+    return tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+
+
+@pytest.fixture(scope="module")
+def lacking(make_task, plant):
+    task = make_task(clips=10, classes=("angry", "neutral", "sad"))
+    return tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+
+
+@pytest.fixture(autouse=True)
+def _same_draws():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+each = pytest.mark.parametrize("name", METHODS)
+
+
+@each
+def test_adapting_never_changes_the_method(name, episode):
+    method = _make(name)
+    before = _state(method)
+    clips = copy.deepcopy(episode)
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    method.adapt(episode.support)(episode.query.modalities)
+    assert _equal(before, _state(method))
+    if isinstance(method, nn.Module):
+        assert all(value.grad is None for value in method.parameters())
+    assert torch.equal(torch_state, torch.get_rng_state())
+    np.testing.assert_array_equal(numpy_state, np.random.get_state()[1])
+    for side in ("support", "query"):
+        one, other = (getattr(e, side).modalities["audio"].values for e in (clips, episode))
+        assert torch.equal(one, other)
+
+
+@each
+@pytest.mark.parametrize("which", ["episode", "lacking"])
+def test_the_predictor_scores_every_class_there(request, name, which):
+    episode = request.getfixturevalue(which)
+    scores = _make(name).adapt(episode.support)(episode.query.modalities)
+    assert scores.shape == (len(episode.query), len(CLASSES)) and not scores.requires_grad
+    there = episode.support.classes
+    assert scores[:, there].isfinite().all()
+    assert (scores[:, ~there] == float("-inf")).all()
+
+
+@each
+def test_adapting_again_gives_the_same_scores(name, episode):
+    method = _make(name)
+    first = method.adapt(episode.support)(episode.query.modalities)
+    assert torch.equal(first, method.adapt(episode.support)(episode.query.modalities))
+    assert torch.equal(first, _make(name).adapt(episode.support)(episode.query.modalities))
+
+
+@each
+def test_adapting_to_one_episode_leaves_no_trace_in_the_next(name, episode, lacking):
+    method = _make(name)
+    fresh = method.adapt(lacking.support)(lacking.query.modalities)
+    method.adapt(episode.support)
+    assert torch.equal(fresh, method.adapt(lacking.support)(lacking.query.modalities))
+
+
+@pytest.mark.parametrize("name", sorted(LEARNS))
+@pytest.mark.parametrize("which", ["episode", "lacking"])
+def test_a_planted_pattern_is_learnt_from_the_support_set(request, name, which):
+    episode = request.getfixturevalue(which)
+    arguments = {"adapt_steps": 60} if name.startswith("metaser") else {}
+    scores = _make(name, **arguments).adapt(episode.support)(episode.query.modalities)
+    score = uar(episode.query.targets.numpy(), scores.argmax(dim=1).numpy())
+    assert score > 0.7, score  # chance is 0.25 or 0.33
+
+
+@pytest.mark.parametrize("name", WITH_LOSS)
+@pytest.mark.parametrize("which", ["episode", "lacking"])
+def test_the_loss_is_a_scalar_with_a_gradient(request, name, which):
+    method = _make(name)
+    loss = method.loss(request.getfixturevalue(which))
+    assert loss.shape == () and loss.isfinite()
+    loss.backward()
+    for key, value in method.named_parameters():
+        if value.requires_grad:
+            assert value.grad is not None and value.grad.isfinite().all(), key
+    assert sum(float(v.grad.abs().sum()) for v in method.parameters() if v.grad is not None) > 0
+    with torch.no_grad():
+        again = method.loss(request.getfixturevalue(which))
+    torch.testing.assert_close(again, loss.detach())
+
+
+@each
+def test_what_arrives_after_training_changes_adaptation_alone(name, episode):
+    """Methods share a training if they differ in ADAPTATION arguments alone."""
+    kind = METHODS[name]
+    adaptation = getattr(getattr(kind, "func", kind), "ADAPTATION", ())
+    changes = {"steps": 3, "rate": 0.5, "adapt_steps": 3, "trainable": "head"}
+    for argument in adaptation:
+        one, other = _make(name), _make(name, **{argument: changes[argument]})
+        assert _equal(_state(one), _state(other)), argument
+        assert torch.equal(one.loss(episode), other.loss(episode)), argument
+
+
+def test_zero_shot_is_the_model_as_it_is(episode):
+    method = _make("zero_shot")
+    scores = method.adapt(episode.support)(episode.query.modalities)
+    assert torch.equal(scores, method.model(episode.query.modalities))
+
+
+def test_majority_says_the_most_frequent_class(episode):
+    uneven = episode.support[torch.tensor([0, 1, 5, 10, 11, 12, 15])]
+    assert uneven.targets.tolist() == [0, 0, 1, 2, 2, 2, 3]
+    scores = _make("majority").adapt(uneven)(episode.query.modalities)
+    assert set(scores.argmax(dim=1).tolist()) == {2}
+
+
+def test_chance_guesses_evenly_and_anew_for_every_episode(make_task, plant):
+    task = make_task(clips=10)
+    features, sampler = plant(task), TaskSampler(task, CLASSES, 1, 10)
+    guesses, scores = [], []
+    for index in range(100):
+        episode = tensors(sampler.episode(index), features)
+        predicted = _make("chance").adapt(episode.support)(episode.query.modalities).argmax(dim=1)
+        guesses.append(predicted.numpy())
+        scores.append(uar(episode.query.targets.numpy(), guesses[-1]))
+    assert len({guess.tobytes() for guess in guesses}) == 100
+    np.testing.assert_allclose(np.bincount(np.concatenate(guesses)) / 4000, 0.25, atol=0.04)
+    assert np.mean(scores) == pytest.approx(0.25, abs=0.03)  # four standard errors
+    assert np.std(scores) == pytest.approx(np.sqrt(0.25 * 0.75 / 40), rel=0.35)
+
+
+def test_logistic_regression_is_its_written_optimum(episode):
+    """Mean loss plus half the strength times the squared coefficients: no slope is left."""
+    from sklearn.preprocessing import StandardScaler
+
+    strength = 0.1
+    scores = _make("logistic_regression", strength=strength).adapt(episode.support)
+
+    def vectors(batch):
+        audio = batch.modalities["audio"]
+        real = audio.mask.sum(dim=1, keepdim=True)
+        return (audio.values.sum(dim=1) / real).double()
+
+    scale = StandardScaler().fit(vectors(episode.support).numpy())
+    support, query = (
+        torch.from_numpy(scale.transform(vectors(side).numpy()))
+        for side in (episode.support, episode.query)
+    )
+    weight = torch.zeros(CHANNELS, 4, dtype=torch.float64, requires_grad=True)
+    offset = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, offset], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimiser.zero_grad()
+        found = nn.functional.cross_entropy(support @ weight + offset, episode.support.targets)
+        found = found + strength / 2 * weight.square().sum()
+        found.backward()
+        return found
+
+    optimiser.step(loss)
+    expected = (query @ weight + offset).log_softmax(dim=1).detach()
+    found = scores(episode.query.modalities).double()
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
+
+
+def test_logistic_regression_learns_from_sources(make_task, plant):
+    target, source = make_task("ur_made", clips=10), make_task("it_made", clips=10)
+    episode = tensors(TaskSampler(target, CLASSES, 1, 10).episode(0), plant(target, 0.5, seed=1))
+    big = tensors(TaskSampler(source, CLASSES, 20, 20).episode(0), plant(source, 0.5)).joined()
+    scores = []
+    for use in (False, True):
+        method = _make("logistic_regression", use_sources=use)
+        method.fit([big])
+        predicted = method.adapt(episode.support)(episode.query.modalities).argmax(dim=1)
+        scores.append(uar(episode.query.targets.numpy(), predicted.numpy()))
+    assert scores[1] > scores[0]
+
+
+def test_multiser_tunes_its_heads_and_not_the_backbone(episode):
+    method = _make("multiser")
+    seen = []
+    handle = method.model.backbone.register_forward_hook(lambda m, i, out: seen.append(out.clone()))
+    method.adapt(episode.support)
+    method.adapt(episode.support)
+    handle.remove()
+    assert torch.equal(seen[0], seen[1])
+    scores = method.adapt(episode.support)(episode.query.modalities)
+    assert not torch.equal(scores, method.model(episode.query.modalities))
+
+
+def test_multiser_s_heads_are_pulled_together():
+    """Mean over the classes of the squared distance from their mean."""
+    method = _make("multiser")
+    weights = np.stack([dense.weight.detach().numpy() for dense in method.model.head.dense])
+    expected = np.mean([np.sum((one - weights.mean(axis=0)) ** 2) for one in weights])
+    assert float(method.model.head.spread().detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_transser_tunes_the_head_and_fine_tuning_everything(episode):
+    for name, whole in (("transser", False), ("fine_tuning", True)):
+        method = _make(name, steps=5)
+        method.model.head.requires_grad_(True)
+        scores = method.adapt(episode.support)(episode.query.modalities)
+        base = method.model.backbone(**episode.query.modalities)
+        # Scores of a tuned head on the same embedding are an affine map of that embedding.
+        design = torch.cat([base, torch.ones(len(base), 1)], dim=1).detach().double()
+        rest = scores.double() - design @ torch.linalg.lstsq(design, scores.double()).solution
+        assert (rest.abs().max() > 1e-3) == whole
+
+
+@pytest.mark.parametrize("name", ["metaser", "metaser_second_order", "fine_tuning", "multiser"])
+def test_methods_wrap_any_backbone(name, episode):
+    torch.manual_seed(0)
+    model = Model(Recurrent(CHANNELS, 8, 1), len(CLASSES))
+    method = METHODS[name](model=model).eval()
+    assert method.loss(episode).isfinite()
+    scores = method.adapt(episode.support)(episode.query.modalities)
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "name, arguments, words",
+    [
+        ("transser", {"order": "random"}, "'random'"),
+        ("transser", {"trainable": "tail"}, "'tail'"),
+        ("chance", {"guess": "luck"}, "'luck'"),
+    ],
+)
+def test_strange_arguments_are_refused(name, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        _make(name, **arguments)
