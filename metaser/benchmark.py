@@ -153,14 +153,25 @@ def _run(
     for name in absent:
         console.print(f"[yellow]{name} is not present and is left out[/yellow]")
     plan = plan_jobs(protocol, tasks, targets, methods)
+    for task in tasks.values():
+        if (task.clips_found, task.speakers_found) != (task.utterances, task.speakers):
+            console.print(
+                f"{task.name} is a subset: {task.clips_found} of {task.utterances} clips, "
+                f"{task.speakers_found} of {task.speakers} speakers"
+            )
     rows = out / "rows.jsonl"
     cut_torn_line(rows)
     done = finished_cells(rows, protocol, tasks)
+    missing = [key for job in plan for key in job_cells(protocol, job) if key not in done]
+    plan = [job for job in plan if not done.issuperset(job_cells(protocol, job))]
+    console.print(f"{len(done)} cells are there, {len(missing)} remain in {len(plan)} trainings")
+    if not missing and (out / "run.json").exists():
+        return rows
+    restricted = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
+    for _, _, target, size, seed in missing:
+        cell_sampler(protocol, restricted[target], size, seed)[0].episode(0)
     _write_run(out, protocol, tasks, absent, command)
-    tasks = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
-    plan = [job for job in plan if any(key not in done for key in job_cells(protocol, job))]
-    cells = sum(key not in done for job in plan for key in job_cells(protocol, job))
-    console.print(f"{len(done)} cells are there, {cells} remain in {len(plan)} trainings")
+    tasks = restricted
     for name, setup in protocol.setups.items():
         own = [job for job in plan if job.setup == name]
         if not own:
@@ -171,13 +182,14 @@ def _run(
             for job in own
         )
         started = time.perf_counter()
-        for count, (job, seconds, scores) in enumerate(work, start=1):
+        for count, (job, seconds, news) in enumerate(work, start=1):
             spent = time.perf_counter() - started
             left = spent / count * (len(own) - count)
             console.print(
-                f"[{name} {count}/{len(own)}] {', '.join(job.methods)} seed {job.seed}: "
-                f"{scores} ({seconds:.0f} s; about {left / 60:.0f} min left)",
+                f"{count}/{len(own)} {name} {', '.join(job.methods)} seed {job.seed}: {news} "
+                f"({seconds:.0f} s, {left / 60:.0f} min left)",
                 highlight=False,
+                markup=False,
             )
     return rows
 
@@ -197,7 +209,7 @@ def forecast(
     tasks = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
     done = finished_cells(out / "rows.jsonl", protocol, tasks)
     plan = plan_jobs(protocol, tasks, targets, methods)
-    plan = [job for job in plan if any(key not in done for key in job_cells(protocol, job))]
+    plan = [job for job in plan if not done.issuperset(job_cells(protocol, job))]
     cells = sum(key not in done for job in plan for key in job_cells(protocol, job))
     lines = [f"not present, left out: {', '.join(absent)}"] if absent else []
     lines.append(f"{len(done)} cells are there, {cells} remain in {len(plan)} trainings")
@@ -217,7 +229,7 @@ def forecast(
             f"{len(own)} trainings and their cells {seconds / jobs / 60:.0f} min at most"
         )
         total += (extraction + seconds) / jobs
-    lines.append(f"about {total / 60:.0f} min in {jobs} processes")
+    lines.append(f"about {total / 60:.0f} min at most in {jobs} processes")
     return "\n".join(lines)
 
 
@@ -258,7 +270,7 @@ def _time_job(protocol: Protocol, setup: Setup, job: Job, materials) -> float:
         seconds += plan.updates * step + plan.updates / plan.validate_every * validation
     for label in job.methods:
         method = build_method(label, setup, protocol, materials, job)
-        if hasattr(method, "fit"):
+        if getattr(method, "use_sources", False):
             method.fit([_all_clips(materials[name], protocol.classes) for name in job.sources])
         for key in job_cells(protocol, replace(job, methods=(label,))):
             sampler, count = cell_sampler(protocol, materials[key[2]].task, key[3], job.seed)
@@ -292,6 +304,12 @@ def present_tasks(
     return tasks, absent
 
 
+def other_languages(protocol: Protocol, tasks: dict[str, Task], target: Task) -> list[str]:
+    """The present sources of other languages than the target's."""
+    present = [tasks[name] for name in protocol.sources if name in tasks]
+    return [task.name for task in present if task.language != target.language]
+
+
 def restrict(task: Task, classes: Sequence[str]) -> Task:
     """Return the task with the clips of some classes only."""
     wanted = task.table["emotion"].isin(classes)
@@ -319,14 +337,16 @@ def plan_jobs(
         raise ValueError(f"none of the targets {protocol.targets} is present: obtain one of them")
     groups: dict[tuple[str, ...], list[str]] = {}
     for target in wanted:
-        other = [name for name in sources if tasks[name].language != tasks[target].language]
+        other = other_languages(protocol, tasks, tasks[target])
         if not other:
             raise ValueError(f"no source task of another language than {target}'s is present")
         groups.setdefault(tuple(other), []).append(target)
     jobs = []
+    known = dict.fromkeys(label for setup in protocol.setups.values() for label in setup.methods)
+    chosen = _restrict(list(known), methods, "method")
     for name, setup in protocol.setups.items():
         shared: dict[str, list[str]] = {}
-        for label in _restrict(list(setup.methods), methods, "method"):
+        for label in (label for label in setup.methods if label in chosen):
             shared.setdefault(training_key(label, setup), []).append(label)
         for seed, (others, own), labels in product(protocol.seeds, groups.items(), shared.values()):
             scored = [
@@ -356,7 +376,10 @@ def method_type(label: str, setup: Setup):
     known = set(inspect.signature(kind).parameters) - {"model"}
     for key in arguments:
         if key not in known:
-            raise ValueError(f"method {label!r} has no argument {key!r}; it has {sorted(known)}")
+            raise ValueError(
+                f"method {label!r} has no argument {key!r}.{nearest(key, known)} "
+                f"It has {sorted(known)}"
+            )
     return kind, {**preset, **arguments}
 
 
@@ -402,9 +425,9 @@ def job_cells(protocol: Protocol, job: Job) -> Iterator[tuple]:
                 yield job.setup, method, target, size, job.seed
 
 
-def finished_cells(rows: Path, protocol: Protocol, tasks: dict[str, Task]) -> dict[tuple, dict]:
-    """The rows that are there, by identity; refuse rows that were measured otherwise."""
-    found = {}
+def finished_cells(rows: Path, protocol: Protocol, tasks: dict[str, Task]) -> set[tuple]:
+    """The identities of the rows that are there; refuse rows that were measured otherwise."""
+    found = set()
     for row in read_rows(rows):
         setup = protocol.setups.get(row["setup"])
         if row["protocol"] != protocol.name:
@@ -414,16 +437,23 @@ def finished_cells(rows: Path, protocol: Protocol, tasks: dict[str, Task]) -> di
             )
         if setup is None or row["method"] not in setup.methods:
             continue
-        version = tasks[row["target"]].version if row["target"] in tasks else row["task_version"]
-        now = [settings(protocol, row["setup"], row["method"]), version]
-        if [row["settings"], row["task_version"]] != now:
-            raise ValueError(
-                f"{rows} holds rows of {row['setup']} {row['method']} on {row['target']} that were "
-                "measured with other settings or another task version: write to another folder by "
-                "--out, or delete those rows"
-            )
+        if row["target"] not in tasks:
+            continue
+        task = tasks[row["target"]]
+        now = {
+            "settings": settings(protocol, row["setup"], row["method"]),
+            "task_version": task.version,
+            "sources": other_languages(protocol, tasks, task),
+        }
+        for key, value in now.items():
+            if row[key] != value:
+                raise ValueError(
+                    f"{rows} holds rows of {row['setup']} {row['method']} on {task.name} that were "
+                    f"measured with other {key}, {row[key]} instead of {value}: write to another "
+                    "folder by --out, or delete those rows"
+                )
         size = row["fraction"] if row["shots"] is None else row["shots"]
-        found[row["setup"], row["method"], row["target"], size, row["seed"]] = row
+        found.add((row["setup"], row["method"], row["target"], size, row["seed"]))
     return found
 
 
@@ -454,7 +484,7 @@ def run_job(
     started = time.perf_counter()
     setup = protocol.setups[job.setup]
     state, train_seconds = None, 0.0
-    news = []
+    scores = []
     for label in job.methods:
         method = build_method(label, setup, protocol, materials, job)
         if state is not None:
@@ -462,7 +492,7 @@ def run_job(
         elif _is_trained(method):
             train_seconds = _train(method, protocol, setup, job, materials, out / "checkpoints")
             state = method.state_dict()
-        elif hasattr(method, "fit"):
+        elif getattr(method, "use_sources", False):
             method.fit([_all_clips(materials[name], protocol.classes) for name in job.sources])
         for key in job_cells(protocol, replace(job, methods=(label,))):
             if key in done:
@@ -479,8 +509,9 @@ def run_job(
             if owner not in (os.getpid(), os.getppid()):
                 raise RuntimeError(f"the run that writes to {out} is gone")
             append_row(out / "rows.jsonl", row)
-            news.append(f"{key[2]} {key[3]}: {100 * np.mean(row['uar']):.1f}")
-    return job, time.perf_counter() - started, ", ".join(news)
+            scores.append(np.mean(row["uar"]))
+    news = f"{len(scores)} cells, mean UAR {100 * np.mean(scores):.1f} %"
+    return job, time.perf_counter() - started, news
 
 
 def _is_trained(method) -> bool:
@@ -624,6 +655,11 @@ def write_episodes(
     folders: Sequence[Path] = (),
 ) -> str:
     """Write the manifest of a cell's episodes and return its digest."""
+    if protocol.episodes is None or shots not in protocol.episodes.shots:
+        sizes = protocol.episodes.shots if protocol.episodes else "splits, not episodes"
+        raise ValueError(f"{protocol.name} has no {shots}-shot episodes; it has {sizes}")
+    if seed not in protocol.seeds:
+        raise ValueError(f"{protocol.name} has no seed {seed}; it has {protocol.seeds}")
     task = read_task(target, data, folders)
     if task.table is None:
         raise FileNotFoundError(f"the audio of {target} is not present: name its root by --data")
@@ -743,6 +779,8 @@ def leakage(task: Task, protocol: Protocol) -> str:
         parts.append("support and query share no speaker and no audio")
     else:
         parts.append("speakers appear on both sides (leaky by design); shared audio does not")
+    if task.duplicates:
+        parts.append(f"{task.duplicates} declared groups of duplicates are kept on one side")
     if (cells == 1).mean() > 0.5:
         parts.append(
             f"{int((cells == 1).sum())} of {len(cells)} speakers show one emotion only, so a voice "

@@ -42,12 +42,12 @@ Cache = Annotated[
 
 
 @contextmanager
-def plain_errors(code: int = 2) -> Iterator[None]:
+def plain_errors(code: int = 2, hint: str = "") -> Iterator[None]:
     """Turn an error of the user's into one message on stderr and an exit code."""
     try:
         yield
     except (ValueError, ArithmeticError, ImportError, OSError) as error:
-        typer.echo(f"metaser: {error}", err=True)
+        typer.echo(f"metaser: {error} {hint}".rstrip(), err=True)
         raise typer.Exit(code) from error
 
 
@@ -292,7 +292,7 @@ def demo(
     """Compare the methods on made-up languages: synthesise, benchmark smoke, report."""
     from metaser.protocol import read_protocol
 
-    with plain_errors():
+    with plain_errors(hint=f"To begin anew, delete {folder} or name another folder."):
         from metaser.synthetic import generate
 
         typer.echo("Speaking the made-up languages (synthetic speech) ...")

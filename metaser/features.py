@@ -145,11 +145,12 @@ def _key(frontend: Callable, situation: Situation | None) -> str:
 def _extract_clip(
     path: Path, frontend: Callable, situation: Situation | None, folder: Path
 ) -> tuple[str, np.ndarray]:
-    content = audio.content_hash(path)
+    samples, rate = audio.decode(path)
+    content = audio.digest(samples, rate)
     cached = folder / content[:2] / f"{content}.npy"
     if cached.exists():
         return content, np.load(cached)
-    waveform = audio.read(path, frontend.rate)
+    waveform = audio.convert(samples, rate, frontend.rate)
     if situation is not None:
         rng = np.random.default_rng(int(content, 16))
         waveform = rerecord(waveform, frontend.rate, situation, rng)

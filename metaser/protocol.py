@@ -39,7 +39,7 @@ class TrainingPlan(_Strict):
 
     ``shots`` are drawn from at random; ``situations`` is the number of made-up recording
     situations in which every source corpus is heard besides its own; ``held_out`` is the share of
-    source speakers kept for validation. The rest are the arguments of ``training.Training``.
+    source speakers kept for validation. The rest are arguments of ``training.Training``.
     """
 
     shots: list[Count] = [5]

@@ -421,24 +421,29 @@ class Results:
                 means[m] = entry.uar.mean
         return max(means, key=means.get) if means else None
 
-    def missing(self) -> list[str]:
-        """Cells of the grid that the rows span, but that have no row."""
-        gaps = []
-        for role in ROLES:
-            for place in product(self.setups, self.methods, self.targets(role), self.levels):
-                seeds = [seed for seed in self.seeds if seed not in self.cells.get(place, {})]
-                if seeds:
-                    *names, level = place
-                    gaps.append(
-                        f"{' / '.join(names)} / {self.level(level)}: seed(s) {_join(seeds)}"
-                    )
-        return gaps
+    @cached_property
+    def grid(self) -> list[tuple]:
+        """(setup, method, target, level, seed) of every cell that the rows span.
 
-    def size(self) -> tuple[int, int]:
-        """Cells that are there, and cells of the whole grid."""
-        targets = self.rows["target"].nunique()
-        whole = len(self.setups) * len(self.methods) * targets * len(self.levels) * len(self.seeds)
-        return len(self.rows), whole
+        Each setup has its own methods; targets and held-out sources have their own seeds.
+        """
+        cells = []
+        for (setup, role), rows in self.rows.groupby(["setup", "role"], sort=False):
+            seeds = sorted(self.rows.loc[self.rows["role"] == role, "seed"].unique().tolist())
+            methods, targets = rows["method"].unique(), self.targets(role)
+            cells += product([setup], methods, targets, self.levels, seeds)
+        return cells
+
+    def missing(self) -> list[str]:
+        """Cells of the grid that have no row, in words."""
+        gaps = defaultdict(list)
+        for *place, seed in self.grid:
+            if seed not in self.cells.get(tuple(place), {}):
+                gaps[tuple(place)].append(seed)
+        return [
+            f"{' / '.join(names)} / {self.level(level)}: seed(s) {_join(seeds)}"
+            for (*names, level), seeds in gaps.items()
+        ]
 
     def level(self, value: float) -> str:
         """A level in words."""
@@ -523,7 +528,7 @@ def _summary(results: Results) -> str:
             f"With {len(results.seeds)} seeds a test over trainings has little power: that a "
             "difference is not clear is then to be expected, however large it looks."
         )
-    done, whole = results.size()
+    done, whole = len(results.rows), len(results.grid)
     if done < whole:
         sentences.append(f"{whole - done} of {whole} cells are missing.")
     return " ".join(sentences)

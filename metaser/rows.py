@@ -15,10 +15,12 @@ def append_row(path: Path, row: dict) -> None:
     NaN, which JSON does not know, is written as null.
     """
     line = json.dumps(_without_nan(row), allow_nan=False) + "\n"
-    with FileLock(f"{path}.lock"), path.open("a", encoding="utf-8") as file:
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    with FileLock(f"{path}.lock"):
+        cut_torn_line(path)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -59,10 +61,11 @@ def _without_nan(value):
 
 def cut_torn_line(path: Path) -> None:
     """Remove a last line that an interrupted run cut short, so that rows can be appended."""
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() == b"\n":
+            return
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)

@@ -272,6 +272,12 @@ def language_name(code: str) -> str:
             f"language {code!r} is not a code of ISO 639; expected two or three small letters, "
             f"such as 'ur' or 'yue'{hint}"
         )
+    short = getattr(found, "alpha_2", code)
+    if short != code:
+        raise ValueError(
+            f"language {code!r} has a code of two letters, {short!r}: write that, so that all "
+            "corpora of a language carry the same code"
+        )
     return getattr(found, "common_name", found.name).partition(" (")[0]
 
 

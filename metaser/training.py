@@ -74,14 +74,16 @@ def train(
 ) -> list[dict]:
     """Train a method in place and leave it at its best validation loss.
 
+    A method whose ``order`` is "sequential" sees one source task after the other, in the order of
+    ``sources``; the rate falls anew within each task's turn, and the last state is kept.
+
     Every step is a function of (seed, step) and of the parameters, so a run that is stopped and
     resumed from its checkpoint gives the same result as one that was not.
 
     Parameters
     ----------
     method : nn.Module
-        Has ``loss(episode)``; an attribute ``order`` of "sequential" makes it see the source tasks
-        one after the other instead of mixed.
+        Has ``loss(episode)``, and perhaps ``order``.
     sources, validation : sequence of Source
         Episodes to learn from, and episodes of other speakers of the source languages.
     training : Training
@@ -114,8 +116,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         state, best = _load(checkpoint, method, optimiser, facts)
     recent, started = [], time.perf_counter()
-    # One corpus after the other: the last ones must have their turn before training may stop.
-    patience = math.inf if method_order(method) == "sequential" else training.patience
+    patience = math.inf if _is_sequential(method) else training.patience
     with torch.random.fork_rng(devices=[]):
         while state["step"] < training.updates and state["waited"] < patience:
             recent.append(_update(method, optimiser, sources, training, seed, state["step"]))
@@ -127,8 +128,9 @@ def train(
             entry = {key: state[key] for key in ("step", "seconds")}
             state["history"].append({**entry, "loss": float(np.mean(recent)), "validation": loss})
             recent, started = [], time.perf_counter()
-            state["waited"] = 0 if loss < state["best"] else state["waited"] + 1
-            if loss < state["best"]:
+            better = loss < state["best"] or _is_sequential(method)
+            state["waited"] = 0 if better else state["waited"] + 1
+            if better:
                 state["best"] = loss
                 best = copy.deepcopy(method.state_dict())
             if progress is not None:
@@ -157,9 +159,19 @@ def validation_loss(method: nn.Module, validation: Sequence[Source], episodes: i
     return float(np.mean(losses))
 
 
-def method_order(method: nn.Module) -> str:
-    """How a method sees the source tasks: "mixed", or "sequential" if it says so."""
-    return getattr(method, "order", "mixed")
+def _is_sequential(method: nn.Module) -> bool:
+    return getattr(method, "order", "mixed") == "sequential"
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    return list(dict.fromkeys(source.sampler.task.name for source in sources))
+
+
+def _rate(method, sources, training: Training, step: int) -> float:
+    """The learning rate of a step: along a cosine, of the whole run or of each task's turn."""
+    turns = len(_names(sources)) if _is_sequential(method) else 1
+    phase = step * turns / training.updates % 1
+    return training.rate * (1 + math.cos(math.pi * phase)) / 2
 
 
 def _update(method, optimiser, sources, training: Training, seed: int, step: int) -> float:
@@ -169,7 +181,7 @@ def _update(method, optimiser, sources, training: Training, seed: int, step: int
         int(np.random.SeedSequence([seed, STREAM_DROPOUT, step]).generate_state(1)[0])
     )
     for group in optimiser.param_groups:
-        group["lr"] = training.rate * (1 + math.cos(math.pi * step / training.updates)) / 2
+        group["lr"] = _rate(method, sources, training, step)
     optimiser.zero_grad()
     total = 0.0
     chosen = _choose(sources, method, training, seed, step)
@@ -192,11 +204,10 @@ def _update(method, optimiser, sources, training: Training, seed: int, step: int
 def _choose(sources, method, training: Training, seed: int, step: int) -> list[Source]:
     """The sources of a step's episodes: drawn evenly over tasks, or one task after the other."""
     rng = np.random.default_rng([seed, STREAM_TASKS, step])
-    names = sorted({source.sampler.task.name for source in sources})
-    if method_order(method) == "sequential":
-        names = [names[step * len(names) // training.updates]]
+    names = _names(sources)
+    turn = [names[step * len(names) // training.updates]]
     chosen = []
-    for name in rng.choice(names, training.meta_batch):
+    for name in rng.choice(turn if _is_sequential(method) else sorted(names), training.meta_batch):
         own = [source for source in sources if source.sampler.task.name == name]
         chosen.append(own[rng.integers(len(own))])
     return chosen

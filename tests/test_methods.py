@@ -246,9 +246,10 @@ def test_multiser_tunes_its_heads_and_not_the_backbone(episode):
 def test_multiser_s_heads_are_pulled_together():
     """Mean over the classes of the squared distance from their mean."""
     method = _make("multiser")
-    weights = np.stack([dense.weight.detach().numpy() for dense in method.model.head.dense])
+    head = method.model.head
+    weights = np.stack(np.split(head.dense.weight.detach().numpy(), head.classes))
     expected = np.mean([np.sum((one - weights.mean(axis=0)) ** 2) for one in weights])
-    assert float(method.model.head.spread().detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(head.spread().detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_transser_tunes_the_head_and_fine_tuning_everything(episode):
@@ -261,6 +262,16 @@ def test_transser_tunes_the_head_and_fine_tuning_everything(episode):
         design = torch.cat([base, torch.ones(len(base), 1)], dim=1).detach().double()
         rest = scores.double() - design @ torch.linalg.lstsq(design, scores.double()).solution
         assert (rest.abs().max() > 1e-3) == whole
+
+
+def test_metaser_adapted_by_adam_is_fine_tuning_from_its_own_start(episode):
+    meta = _make("metaser", adapt_steps=7, adapt_rate=3e-3)
+    plain = _make("fine_tuning", steps=7, rate=3e-3)
+    plain.model.load_state_dict(meta.model.state_dict())
+    query = episode.query.modalities
+    torch.testing.assert_close(
+        meta.adapt(episode.support)(query), plain.adapt(episode.support)(query)
+    )
 
 
 @pytest.mark.parametrize("name", ["metaser", "metaser_second_order", "fine_tuning", "multiser"])

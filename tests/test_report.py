@@ -305,6 +305,13 @@ def test_missing_cells_are_counted_and_named(tmp_path):
     assert cell(markdown, "Mean over 2 targets", "UAR", "MultiSER", 1).endswith("(48)")
 
 
+def test_held_out_sources_may_have_fewer_seeds_and_setups_other_methods(tmp_path):
+    rows = make_rows() + make_rows(targets=(), held_out=HELD_OUT[:2], seeds=1)
+    rows += make_rows({"metaser": 0.5}, setups=("mfcc_lstm",))
+    text, _ = pages(tmp_path, rows)
+    assert "cells are missing" not in text
+
+
 def test_same_rows_give_the_same_page(tmp_path):
     folder = save(tmp_path, make_rows())
     first = [path.read_bytes() for path in report.write(folder, tmp_path / "a.html")]

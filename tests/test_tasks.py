@@ -139,6 +139,7 @@ def test_data_root_comes_from_the_environment(language, monkeypatch, tmp_path):
         (TOML.replace("speakers = 2", "speakers = 0"), "speakers = 0"),
         (TOML.replace('language = "sw"', "language = false"), "language = False"),
         (TOML.replace('"sw"', '"xx"'), "language 'xx' is not a code of ISO 639"),
+        (TOML.replace('"sw"', '"eng"'), "'eng' has a code of two letters, 'en'"),
         (TOML.replace('"sw"', '"Urdu"'), "Urdu has 'ur'"),
         (TOML.replace('"sw"', '"SW"'), "small letters"),
         (TOML.replace('"sw"', '"ur"'), "expected ur_<corpus>"),

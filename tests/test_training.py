@@ -240,6 +240,22 @@ def test_sequential_order_goes_one_corpus_after_the_other(make_task, plant):
     assert method.seen == [0] * 20 + [1] * 20 + [2] * 20
 
 
+def test_in_sequential_order_the_rate_falls_anew_in_every_turn(make_task, plant, monkeypatch):
+    sources = _marked(make_task, plant, ["de_a", "fa_b", "ur_c"])
+    rates = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(
+        torch.optim.Adam,
+        "step",
+        lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)),
+    )
+    plan = Training(updates=30, meta_batch=1, validate_every=10, validation_episodes=1, rate=0.1)
+    method = Noting("sequential")
+    train(method, sources, sources[:1], plan)
+    turn = [0.05 * (1 + np.cos(np.pi * place / 10)) for place in range(10)]
+    np.testing.assert_allclose(rates, turn * 3, atol=1e-12)
+
+
 def test_mixed_order_draws_the_corpora_evenly_whatever_their_number_of_sources(make_task, plant):
     sources = _marked(make_task, plant, ["de_a", "fa_b", "ur_c"])
     method = Noting("mixed")

@@ -112,6 +112,39 @@ def fine_tune(
     return tuned
 
 
+def tune_all(model: nn.Module, support: Batch, steps: int, rate: float) -> Predictor:
+    """Fine-tune all parameters on a support set by ``fine_tune``."""
+
+    def loss(tuned: Parameters, rows: Tensor) -> Tensor:
+        return support_loss(model, tuned, support[rows])
+
+    tuned = fine_tune(loss, dict(model.named_parameters()), len(support), steps, rate)
+    return predictor(model, tuned, support.classes)
+
+
+def tune_head(
+    model: nn.Module,
+    support: Batch,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    steps: int,
+    rate: float,
+) -> Predictor:
+    """Fine-tune the head after a frozen backbone, whose embeddings are computed once.
+
+    ``loss(scores, targets, classes)`` is the scalar loss; the rest is as in ``fine_tune``.
+    """
+    with torch.no_grad():
+        embeddings = model.backbone(**support.modalities)
+
+    def head_loss(tuned: Parameters, rows: Tensor) -> Tensor:
+        scores = functional_call(model.head, tuned, (embeddings[rows],))
+        return loss(scores, support.targets[rows], support.classes)
+
+    tuned = fine_tune(head_loss, dict(model.head.named_parameters()), len(support), steps, rate)
+    whole = {f"head.{name}": value for name, value in tuned.items()}
+    return predictor(model, whole, support.classes)
+
+
 def predictor(model: nn.Module, parameters: Parameters, classes: Tensor) -> Predictor:
     """A function from modalities to scores (clips, classes) under adapted parameters.
 

@@ -5,7 +5,13 @@ from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
 from metaser.losses import cross_entropy
-from metaser.methods.inner_loop import Predictor, gradient_descent, predictor, support_loss
+from metaser.methods.inner_loop import (
+    Predictor,
+    gradient_descent,
+    predictor,
+    support_loss,
+    tune_all,
+)
 from metaser.model import Model
 
 BACK_ENDS = ("native", "learn2learn")
@@ -22,6 +28,10 @@ class MAML(nn.Module):
         Gradient steps on the support set while training.
     adapt_steps : int
         Gradient steps on the support set of a new language.
+    adapt_rate : float, optional
+        Adapt to a new language by Adam in batches, with this highest rate of the cyclic schedule
+        that the other methods are fine-tuned with, instead of by inner-loop steps: for support
+        sets of hundreds of clips.
     inner_rate : float
         Step size of the inner loop; with ``learn_rates`` its initial value.
     learn_rates : bool
@@ -37,7 +47,7 @@ class MAML(nn.Module):
     "Meta-Learning for Low-Resource Speech Emotion Recognition", ICASSP 2021.
     """
 
-    ADAPTATION = frozenset({"adapt_steps"})
+    ADAPTATION = frozenset({"adapt_steps", "adapt_rate"})
     """Arguments that matter only after training."""
 
     def __init__(
@@ -45,6 +55,7 @@ class MAML(nn.Module):
         model: Model,
         inner_steps: int = 5,
         adapt_steps: int = 10,
+        adapt_rate: float | None = None,
         inner_rate: float = 0.1,
         learn_rates: bool = False,
         second_order: bool = False,
@@ -60,6 +71,7 @@ class MAML(nn.Module):
         self.model = model
         self.inner_steps = inner_steps
         self.adapt_steps = adapt_steps
+        self.adapt_rate = adapt_rate
         self.second_order = second_order
         self.back_end = back_end
         shapes = {
@@ -112,6 +124,8 @@ class MAML(nn.Module):
 
     def adapt(self, support: Batch) -> Predictor:
         """Adapt to labelled clips of a language; the method itself stays as it is."""
+        if self.adapt_rate is not None:
+            return tune_all(self.model, support, self.adapt_steps, self.adapt_rate)
         adapted = gradient_descent(
             self.model, self._adapted(), self._rates(), support, self.adapt_steps
         )

@@ -2,11 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from metaser.batch import Batch, EpisodeBatch
-from metaser.methods.inner_loop import Predictor, fine_tune, predictor
+from metaser.methods.inner_loop import Predictor, tune_head
 from metaser.model import Model
 
 
@@ -25,17 +24,17 @@ class ClassHeads(nn.Module):
 
     def __init__(self, dim: int, classes: int, hidden: int):
         super().__init__()
-        self.dense = nn.ModuleList(nn.Linear(dim, hidden) for _ in range(classes))
-        self.score = nn.ModuleList(nn.Linear(hidden, 1) for _ in range(classes))
+        self.classes = classes
+        self.dense = nn.Linear(dim, classes * hidden)
+        self.score = nn.Conv1d(classes * hidden, classes, kernel_size=1, groups=classes)
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Return (clips, classes) logits, each for its class against the rest."""
-        pairs = zip(self.dense, self.score)
-        return torch.cat([score(torch.relu(dense(embedding))) for dense, score in pairs], dim=1)
+        return self.score(torch.relu(self.dense(embedding)).unsqueeze(-1)).squeeze(-1)
 
     def spread(self) -> Tensor:
         """Mean squared distance of the classes' dense layers from their mean."""
-        weights = torch.stack([dense.weight for dense in self.dense])
+        weights = self.dense.weight.unflatten(0, (self.classes, -1))
         return (weights - weights.mean(dim=0)).square().sum(dim=(1, 2)).mean()
 
 
@@ -92,18 +91,7 @@ class Multitask(nn.Module):
 
     def adapt(self, support: Batch) -> Predictor:
         """Fine-tune the dense layers on labelled clips; the method itself stays as it is."""
-        head = self.model.head
-        with torch.no_grad():
-            embeddings = self.model.backbone(**support.modalities)
-
-        def loss(tuned, rows):
-            scores = functional_call(head, tuned, (embeddings[rows],))
-            return _one_against_rest(scores, support.targets[rows], support.classes)
-
-        parameters = dict(head.named_parameters())
-        tuned = fine_tune(loss, parameters, len(support), self.steps, self.rate)
-        whole = {f"head.{name}": value for name, value in tuned.items()}
-        return predictor(self.model, whole, support.classes)
+        return tune_head(self.model, support, _one_against_rest, self.steps, self.rate)
 
 
 def _one_against_rest(scores: Tensor, targets: Tensor, classes: Tensor) -> Tensor:

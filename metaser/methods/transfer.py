@@ -1,12 +1,10 @@
 """Transfer learning: train on the source languages, then fine-tune on the target's few clips."""
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metaser.batch import Batch, EpisodeBatch
 from metaser.losses import cross_entropy
-from metaser.methods.inner_loop import Predictor, fine_tune, predictor, support_loss
+from metaser.methods.inner_loop import Predictor, tune_all, tune_head
 from metaser.model import Model
 
 
@@ -65,27 +63,6 @@ class Transfer(nn.Module):
 
     def adapt(self, support: Batch) -> Predictor:
         """Fine-tune on labelled clips of a language; the method itself stays as it is."""
-        return adapt_by_fine_tuning(self.model, support, self.trainable, self.steps, self.rate)
-
-
-def adapt_by_fine_tuning(
-    model: Model, support: Batch, trainable: str, steps: int, rate: float
-) -> Predictor:
-    """Fine-tune the head, or everything, on a support set and return the predictor."""
-    if trainable == "all":
-        parameters = dict(model.named_parameters())
-
-        def loss(tuned, rows):
-            return support_loss(model, tuned, support[rows])
-    else:
-        parameters = {f"head.{name}": value for name, value in model.head.named_parameters()}
-        with torch.no_grad():
-            embeddings = model.backbone(**support.modalities)
-
-        def loss(tuned, rows):
-            own = {name.removeprefix("head."): value for name, value in tuned.items()}
-            scores = functional_call(model.head, own, (embeddings[rows],))
-            return cross_entropy(scores, support.targets[rows], support.classes)
-
-    tuned = fine_tune(loss, parameters, len(support), steps, rate)
-    return predictor(model, tuned, support.classes)
+        if self.trainable == "head":
+            return tune_head(self.model, support, cross_entropy, self.steps, self.rate)
+        return tune_all(self.model, support, self.steps, self.rate)
