@@ -322,6 +322,11 @@ class Results:
             place = (row["setup"], row["method"], row["target"], row[self.axis])
             self.cells[place][row["seed"]] = row
 
+    def methods_in(self, setup: str) -> list[str]:
+        """Names of the methods of a setup."""
+        found = set(self.rows.loc[self.rows["setup"] == setup, "method"])
+        return [name for name in self.methods if name in found]
+
     def targets(self, role: str) -> list[str]:
         """Names of the targets of a role, in the order of the rows."""
         return list(dict.fromkeys(self.rows.loc[self.rows["role"] == role, "target"]))
