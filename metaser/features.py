@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -120,6 +119,7 @@ def extract(
             "folder above it by --data or METASER_DATA"
         )
     folder = Path(cache or default_cache()) / _key(frontend, situation)
+    folder.mkdir(parents=True, exist_ok=True)
     paths = [task.audio / name for name in task.table["file"]]
     work = Parallel(n_jobs=jobs, return_as="generator")(
         delayed(_extract_clip)(path, frontend, situation, folder) for path in paths
@@ -137,8 +137,9 @@ def extract(
 def _key(frontend: Callable, situation: Situation | None) -> str:
     """Folder name: the front end's name, and a digest of all that decides its numbers."""
     kind = type(frontend)
-    modules = [sys.modules[kind.__module__]] + ([recording] if situation is not None else [])
-    facts = [frontend, situation, version("librosa"), *map(inspect.getsource, modules)]
+    modules = [audio, sys.modules[kind.__module__]] + ([recording] if situation else [])
+    versions = [version(name) for name in ("librosa", "soxr", "soundfile")]
+    facts = [frontend, situation, versions, *map(inspect.getsource, modules)]
     return f"{kind.__name__}-{hashlib.blake2b(repr(facts).encode(), digest_size=6).hexdigest()}"
 
 
@@ -147,7 +148,7 @@ def _extract_clip(
 ) -> tuple[str, np.ndarray]:
     samples, rate = audio.decode(path)
     content = audio.digest(samples, rate)
-    cached = folder / content[:2] / f"{content}.npy"
+    cached = folder / f"{content}.npy"
     if cached.exists():
         return content, np.load(cached)
     waveform = audio.convert(samples, rate, frontend.rate)
@@ -160,14 +161,14 @@ def _extract_clip(
             f"{path}: {type(frontend).__name__} gives features that are not finite; "
             "`metaser tasks check` tells what is wrong with the file"
         )
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as file:
-        try:
+    part = cached.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
             np.save(file, values)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, cached)
+        os.replace(part, cached)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
     return content, values
 
 

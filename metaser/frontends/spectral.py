@@ -5,6 +5,7 @@ into an array (frames, channels) of float32.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import librosa
 import numpy as np
@@ -41,7 +42,9 @@ class MFCC:
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         """Return (frames, coefficients) float32 of a mono waveform (samples,) at ``rate``."""
-        values = librosa.feature.mfcc(y=waveform, sr=self.rate, n_mfcc=self.coefficients).T
+        power = np.abs(librosa.stft(waveform, n_fft=2048, hop_length=512)) ** 2
+        mel = librosa.power_to_db(_mel_filters(self.rate, 2048, 128) @ power)
+        values = librosa.feature.mfcc(S=mel, n_mfcc=self.coefficients).T
         return librosa.util.fix_length(values, size=self.frames, axis=0).astype(np.float32)
 
 
@@ -69,10 +72,10 @@ class LogMel:
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         """Return (at most ``frames``, bands) float32 of a mono waveform (samples,) at ``rate``."""
-        power = librosa.feature.melspectrogram(
-            y=waveform, sr=self.rate, n_fft=self.window, hop_length=self.hop, n_mels=self.bands
-        )
-        return librosa.power_to_db(power, top_db=None).T[: self.frames].astype(np.float32)
+        spectrum = librosa.stft(waveform, n_fft=self.window, hop_length=self.hop)
+        power = spectrum.real**2 + spectrum.imag**2
+        mel = _mel_filters(self.rate, self.window, self.bands) @ power
+        return librosa.power_to_db(mel, top_db=None).T[: self.frames].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,7 @@ class Statistics:
         rms = librosa.feature.rms(S=spectrum, frame_length=4 * hop)[0]
         level = librosa.amplitude_to_db(rms, ref=1.0, amin=1e-5, top_db=None)
         active = level > level.max() - ACTIVE_RANGE_DB
-        mel = librosa.power_to_db(
-            librosa.feature.melspectrogram(S=spectrum**2, sr=self.rate, n_fft=4 * hop, n_mels=64),
-            top_db=80,
-        )
+        mel = librosa.power_to_db(_mel_filters(self.rate, 4 * hop, 64) @ spectrum**2, top_db=80)
         cepstrum = librosa.feature.mfcc(S=mel, n_mfcc=self.coefficients)
         timbre = np.vstack([cepstrum[1:], self._timbre(spectrum, mel, cepstrum)])[:, active]
         whole = [cepstrum.mean(axis=1), cepstrum.std(axis=1), np.diff(cepstrum).std(axis=1)]
@@ -167,6 +167,12 @@ class Statistics:
         slope = np.polyfit(np.linspace(-1, 1, len(heard)), heard, 1)[0]
         spread = [heard.mean(), heard.std(), *np.percentile(heard, [5, 25, 50, 75, 95]), slope]
         return np.concatenate([spread, [np.abs(steps).mean(), steps.std()], timing])
+
+
+@cache
+def _mel_filters(rate: int, window: int, bands: int) -> np.ndarray:
+    """Librosa's mel filters (bands, bins); made once, for they cost as much as a short clip."""
+    return librosa.filters.mel(sr=rate, n_fft=window, n_mels=bands)
 
 
 def _energy(level: np.ndarray, active: np.ndarray) -> np.ndarray:
