@@ -149,7 +149,7 @@ def test_what_arrives_after_training_changes_adaptation_alone(name, episode):
     """Methods share a training if they differ in ADAPTATION arguments alone."""
     kind = METHODS[name]
     adaptation = getattr(getattr(kind, "func", kind), "ADAPTATION", ())
-    changes = {"steps": 3, "rate": 0.5, "adapt_steps": 3, "trainable": "head"}
+    changes = {"steps": 3, "rate": 0.5, "adapt_steps": 3, "adapt_rate": 0.5, "trainable": "head"}
     for argument in adaptation:
         one, other = _make(name), _make(name, **{argument: changes[argument]})
         assert _equal(_state(one), _state(other)), argument
