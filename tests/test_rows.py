@@ -1,5 +1,7 @@
 import json
 import math
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -74,3 +76,20 @@ def test_rows_written_at_once_stay_whole(path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda seed: append_row(path, {"seed": seed, "text": long}), range(3, 63)))
     assert sorted(row["seed"] for row in read_rows(path)) == list(range(63))
+
+
+def test_a_disk_that_fills_up_loses_no_row(tmp_path):
+    """A limit on the size of files stands for the full disk: the write that hits it is partial."""
+    path = tmp_path / "rows.jsonl"
+    program = (
+        "import resource, sys; from pathlib import Path; from metaser.rows import append_row\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "for number in range(100): append_row(Path(sys.argv[1]), {'number': number})\n"
+    )
+    command = [sys.executable, "-c", program, str(path)]
+    stopped = subprocess.run(command, capture_output=True, text=True)
+    assert stopped.returncode != 0 and "OSError" in stopped.stderr
+    assert path.stat().st_size == 1000
+    whole = path.read_bytes().count(b"\n")
+    append_row(path, {"number": whole})
+    assert [row["number"] for row in read_rows(path)] == list(range(whole + 1))
