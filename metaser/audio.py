@@ -161,19 +161,18 @@ def read(path: str | Path, rate: int = 16000) -> np.ndarray:
     if rate <= 0:
         raise ValueError(f"expected a positive rate in Hz, came {rate}")
     samples, own = decode(path)
-    mono = convert(samples, own, rate)
-    if len(mono) == 0:
-        raise AudioError(
-            f"{path}: {len(samples)} samples at {own} Hz leave none at {rate} Hz; drop the clip"
-        )
-    return mono
+    return convert(path, samples, own, rate)
 
 
-def convert(samples: np.ndarray, own: int, rate: int) -> np.ndarray:
+def convert(path: str | Path, samples: np.ndarray, own: int, rate: int) -> np.ndarray:
     """Return decoded audio (samples, channels) of rate ``own`` as mono at ``rate``, see `read`."""
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
     if own != rate:
         mono = soxr.resample(mono, own, rate)
+    if len(mono) == 0:
+        raise AudioError(
+            f"{path}: {len(samples)} samples at {own} Hz leave none at {rate} Hz; drop the clip"
+        )
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 

@@ -151,7 +151,7 @@ def _extract_clip(
     cached = folder / f"{content}.npy"
     if cached.exists():
         return content, np.load(cached)
-    waveform = audio.convert(samples, rate, frontend.rate)
+    waveform = audio.convert(path, samples, rate, frontend.rate)
     if situation is not None:
         rng = np.random.default_rng(int(content, 16))
         waveform = rerecord(waveform, frontend.rate, situation, rng)

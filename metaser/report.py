@@ -1045,7 +1045,8 @@ def overview(results: str | Path) -> Table:
     role = "target" if found.targets("target") else "held_out_source"
     scope = found.scopes(role)[0]
     table = Table(title=f"{scope.title}: UAR, % [95 % interval]")
-    table.add_column("setup")
+    if len(found.setups) > 1:
+        table.add_column("setup")
     table.add_column("method")
     for level in found.levels:
         table.add_column(found.level(level), justify="right")
@@ -1053,7 +1054,8 @@ def overview(results: str | Path) -> Table:
         entries = [found.table.get((setup, role, scope.name, method, v)) for v in found.levels]
         if any(entries):
             cells = [f"{_percent(e.uar.mean)} {_bounds(e.uar)}" if e else "" for e in entries]
-            table.add_row(setup, _label(method), *map(escape, cells))
+            names = [setup, _label(method)] if len(found.setups) > 1 else [_label(method)]
+            table.add_row(*names, *map(escape, cells))
     return table
 
 
