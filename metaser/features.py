@@ -1,26 +1,32 @@
-"""A task's clips through a front end: extracted in parallel, cached on disk, normalised.
+"""A task's clips through a front end: extracted in parallel, stored on disk, normalised.
 
-The cache holds one small file a clip, named by the audio's content, below a folder named by the
-front end and a digest of its arguments and code. Files are written whole or not at all, so an
-interrupted run goes on where it stopped, and a changed recording is extracted anew.
+Every task has a folder below the cache's folder ``features``. There, ``files-*.json`` notes size,
+time and audio content of each file, so that a file which has not changed is not decoded again, and
+each front end and recording situation has a store (``metaser.store``), named by a digest of its
+arguments and one of code and libraries, in which features are found by the content of the audio.
 """
 
+import functools
 import hashlib
 import inspect
 import os
+import shutil
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 import torch
+from filelock import FileLock
 from joblib import Parallel, delayed
 from rich.progress import track
 
-from metaser import audio, recording
+from metaser import audio, recording, store
 from metaser.batch import Batch, Padded
 from metaser.frontends import FRONTENDS
 from metaser.recording import Situation, rerecord
@@ -30,6 +36,12 @@ NORMALISATIONS = ("none", "corpus", "speaker")
 OUTLIER = 5.0
 """Normalised features are clipped to this many standard deviations."""
 
+CHUNK = 32
+"""Clips that a process extracts at once."""
+
+WRITE_SECONDS = 2.0
+"""Features are written that often, at the end, and when the work is interrupted."""
+
 
 @dataclass(frozen=True)
 class Features:
@@ -37,20 +49,21 @@ class Features:
 
     Attributes
     ----------
-    values : ndarray
-        (clips, frames, channels) float32, zero after a clip's last frame.
+    values : ndarray or Ragged
+        (clips, frames, channels) float32, zero after a clip's last frame. Those of a store are
+        read when they are indexed; ``numpy.asarray`` reads all.
     lengths : ndarray
         (clips,) int; real frames of each clip.
     hashes : ndarray
         (clips,) str; the content of each clip's audio.
     """
 
-    values: np.ndarray
+    values: np.ndarray | store.Ragged
     lengths: np.ndarray
     hashes: np.ndarray
 
     def batch(self, rows: np.ndarray, targets: np.ndarray, classes: np.ndarray) -> Batch:
-        """Gather clips into a labelled batch.
+        """Gather clips into a labelled batch, padded to the longest of them.
 
         Parameters
         ----------
@@ -61,8 +74,10 @@ class Features:
         classes : ndarray of bool
             (classes,) which classes the task has.
         """
-        mask = np.arange(self.values.shape[1]) < self.lengths[rows, None]
-        padded = Padded(torch.from_numpy(self.values[rows]), torch.from_numpy(mask))
+        lengths = self.lengths[rows]
+        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        values = self.values[rows][:, : mask.shape[1]]
+        padded = Padded(torch.from_numpy(values), torch.from_numpy(mask))
         return Batch({"audio": padded}, torch.from_numpy(targets), torch.from_numpy(classes))
 
 
@@ -91,7 +106,10 @@ def extract(
     jobs: int = 1,
     progress: bool = False,
 ) -> Features:
-    """Features of all clips of a task, from the cache where it has them.
+    """Features of all clips of a task, from the store where it has them.
+
+    The store is opened, not read. A file is decoded only if it is new, its size or time has
+    changed, or the store lacks its features. An interruption keeps what was extracted.
 
     Parameters
     ----------
@@ -113,63 +131,287 @@ def extract(
     AudioError
         If a clip cannot be read or gives features that are not finite; the message names it.
     """
+    names, root = _files(task), _root(cache)
+    folder = root / task.name / _key(frontend, situation)
+    known, held = _unchanged(task, root, names), store.contents(folder)
+    missing = [name for name in names if known.get(name) not in held]
+    if missing:
+        extract_clips = functools.partial(_extract_clips, task.audio, frontend, situation, folder)
+        work = _in_chunks(extract_clips, missing, jobs, progress, f"{task.name}: features")
+        facts = {
+            "task": task.name,
+            "frontend": repr(frontend),
+            "situation": repr(situation) if situation else "",
+            "code": _code(type(frontend), getattr(frontend, "engine", ""), situation is not None),
+        }
+        known |= _keep(work, task, root, folder, facts)
+    hashes = [known[name] for name in names]
+    values = store.read(folder, hashes)
+    return Features(values, values.lengths, np.array(hashes))
+
+
+def verify(
+    task: Task, cache: str | Path | None = None, jobs: int = 1, progress: bool = False
+) -> list[str]:
+    """Hash the audio of every clip anew, whatever its file's size and time say.
+
+    Returns
+    -------
+    list of str
+        Files whose audio is not what it was; ``extract`` will extract them anew.
+
+    Raises
+    ------
+    AudioError
+        If a clip cannot be read; the message names it.
+    """
+    names, root = _files(task), _root(cache)
+    noted, after = _notes(task, root), {}
+    before = {name: noted[name] for name in names if name in noted}
+    work = _in_chunks(
+        functools.partial(_hash_clips, task.audio), names, jobs, progress, f"{task.name}: verifying"
+    )
+    for notes in work:
+        after |= notes
+    with _lock(root):
+        _note(task, root, after)
+    return [name for name in before if _content(before[name]) != _content(after[name])]
+
+
+def _files(task: Task) -> list[str]:
     if task.table is None:
         raise FileNotFoundError(
             f"the audio of {task.name} is not present: obtain it from {task.homepage} and name the "
             "folder above it by --data or METASER_DATA"
         )
-    folder = Path(cache or default_cache()) / _key(frontend, situation)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [task.audio / name for name in task.table["file"]]
-    work = Parallel(n_jobs=jobs, return_as="generator")(
-        delayed(_extract_clip)(path, frontend, situation, folder) for path in paths
-    )
-    if progress:
-        work = track(work, description=f"{task.name}: features", total=len(paths), transient=True)
-    hashes, arrays = zip(*work)
-    lengths = np.array([len(array) for array in arrays])
-    values = np.zeros((len(arrays), lengths.max(), arrays[0].shape[1]), np.float32)
-    for row, array in zip(values, arrays):
-        row[: len(array)] = array
-    return Features(values, lengths, np.array(hashes))
+    return task.table["file"].tolist()
+
+
+def _root(cache: str | Path | None) -> Path:
+    return Path(cache or default_cache()) / "features"
+
+
+def _lock(root: Path) -> FileLock:
+    """One lock for all stores of a cache: writing takes milliseconds."""
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / "lock")
+
+
+def _digest(facts: object) -> str:
+    return hashlib.blake2b(repr(facts).encode(), digest_size=6).hexdigest()
 
 
 def _key(frontend: Callable, situation: Situation | None) -> str:
-    """Folder name: the front end's name, and a digest of all that decides its numbers."""
+    """Folder name: the front end's name, and digests of all that decides its numbers."""
     kind = type(frontend)
-    modules = [audio, sys.modules[kind.__module__]] + ([recording] if situation else [])
-    versions = [version(name) for name in ("librosa", "soxr", "soundfile")]
-    facts = [frontend, situation, versions, *map(inspect.getsource, modules)]
-    return f"{kind.__name__}-{hashlib.blake2b(repr(facts).encode(), digest_size=6).hexdigest()}"
+    code = _code(kind, getattr(frontend, "engine", ""), situation is not None)
+    return f"{kind.__name__}-{_digest([frontend, situation])}-{code}"
 
 
-def _extract_clip(
-    path: Path, frontend: Callable, situation: Situation | None, folder: Path
-) -> tuple[str, np.ndarray]:
-    samples, rate = audio.decode(path)
-    content = audio.digest(samples, rate)
-    cached = folder / f"{content}.npy"
-    if cached.exists():
-        return content, np.load(cached)
-    waveform = audio.convert(path, samples, rate, frontend.rate)
-    if situation is not None:
-        rng = np.random.default_rng(int(content, 16))
-        waveform = rerecord(waveform, frontend.rate, situation, rng)
-    values = frontend(waveform)
-    if not np.isfinite(values).all():
-        raise audio.AudioError(
-            f"{path}: {type(frontend).__name__} gives features that are not finite; "
-            "`metaser tasks check` tells what is wrong with the file"
-        )
-    part = cached.with_suffix(f".{os.getpid()}.part")
+@functools.cache
+def _code(kind: type, engine: str, heard: bool) -> str:
+    """Digest of the libraries and source files that decide the numbers of a kind of front end."""
+    libraries = ["librosa", "soxr", "soundfile", *["torch"] * (engine == "torch")]
+    modules = [audio, sys.modules[kind.__module__], *[recording] * heard]
+    return _digest([kind.__name__, *map(version, libraries), *map(inspect.getsource, modules)])
+
+
+def _notes_path(task: Task, root: Path) -> Path:
+    """Where the files below one audio folder are noted; a copy of the corpus has its own notes."""
+    return root / task.name / f"files-{_digest(os.path.realpath(task.audio))}.json"
+
+
+def _notes(task: Task, root: Path) -> dict[str, str]:
+    """Size, time of change and audio content of each file, as it was when it was last decoded."""
+    return store.read_json(_notes_path(task, root))
+
+
+def _note(task: Task, root: Path, notes: dict[str, str]) -> None:
+    path = _notes_path(task, root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.write_json(path, _notes(task, root) | notes)
+
+
+def _unchanged(task: Task, root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Audio content of those files whose size and time are as noted."""
+    notes, folder = _notes(task, root), os.fspath(task.audio)
+    known = {}
+    for name in names:
+        stamp, _, content = notes.get(name, "").rpartition(" ")
+        if stamp and stamp == _stamp(f"{folder}/{name}"):
+            known[name] = content
+    return known
+
+
+def _stamp(path: str | Path) -> str:
+    """Size and time of change of a file in ns; empty where there is none."""
     try:
-        with part.open("wb") as file:
-            np.save(file, values)
-        os.replace(part, cached)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return content, values
+        facts = os.stat(path)
+    except FileNotFoundError:
+        return ""
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
+def _content(note: str) -> str:
+    return note.rpartition(" ")[2]
+
+
+def _in_chunks(
+    work: Callable, names: Sequence[str], jobs: int, progress: bool, description: str
+) -> Iterator:
+    """Do the work on some files at a time, in parallel."""
+    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
+    done = Parallel(n_jobs=jobs, return_as="generator_unordered")(map(delayed(work), chunks))
+    if progress:
+        done = track(done, description=description, total=len(chunks), transient=True)
+    return done
+
+
+def _keep(
+    work: Iterable[tuple[dict, dict]], task: Task, root: Path, folder: Path, facts: dict
+) -> dict[str, str]:
+    """Write features as they come, also those before an interruption; return files' contents."""
+    notes, clips, found, written = {}, {}, {}, time.monotonic()
+
+    def write() -> None:
+        with _lock(root):
+            store.append(folder, clips, facts)
+            _note(task, root, notes)
+        clips.clear()
+        notes.clear()
+
+    try:
+        for new_notes, new_clips in work:
+            notes |= new_notes
+            clips |= new_clips
+            found |= {name: _content(note) for name, note in new_notes.items()}
+            if time.monotonic() - written > WRITE_SECONDS:
+                write()
+                written = time.monotonic()
+    finally:
+        if notes:
+            write()
+    return found
+
+
+def _decode(path: Path) -> tuple[np.ndarray, int, str]:
+    """Samples, rate, and the note of a file: its size and time before it was read, its content."""
+    stamp = _stamp(path)
+    samples, rate = audio.decode(path)
+    return samples, rate, f"{stamp} {audio.digest(samples, rate)}"
+
+
+def _hash_clips(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: _decode(folder / name)[2] for name in names}
+
+
+def _extract_clips(
+    audio_folder: Path,
+    frontend: Callable,
+    situation: Situation | None,
+    folder: Path,
+    names: Sequence[str],
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Notes of some files, and the features of their audio that the store lacks, by content."""
+    held, notes, waveforms, paths = store.contents(folder), {}, {}, {}
+    for name in names:
+        samples, rate, notes[name] = _decode(audio_folder / name)
+        content = _content(notes[name])
+        if content in held or content in waveforms:
+            continue
+        paths[content] = audio_folder / name
+        waveform = audio.convert(paths[content], samples, rate, frontend.rate)
+        if situation is not None:
+            rng = np.random.default_rng(int(content, 16))
+            waveform = rerecord(waveform, frontend.rate, situation, rng)
+        waveforms[content] = waveform
+    many = getattr(frontend, "many", None) or (lambda clips: list(map(frontend, clips)))
+    clips = dict(zip(waveforms, many(list(waveforms.values()))))
+    for content, values in clips.items():
+        if not np.isfinite(values).all():
+            raise audio.AudioError(
+                f"{paths[content]}: {type(frontend).__name__} gives features that are not finite; "
+                "`metaser tasks check` tells what is wrong with the file"
+            )
+    return notes, clips
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is known of one store of the cache.
+
+    Attributes
+    ----------
+    task, frontend, situation : str
+        What it holds; no situation is as recorded.
+    clips : int
+        Clips of different audio.
+    size : int
+        Bytes on disk.
+    changed : float
+        When it was last added to, in seconds since 1970.
+    current : bool
+        Whether a front end of ``FRONTENDS`` uses it; if not, code or libraries have changed.
+    folder : Path
+        Where it is.
+    """
+
+    task: str
+    frontend: str
+    situation: str
+    clips: int
+    size: int
+    changed: float
+    current: bool
+    folder: Path
+
+
+def list_stores(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[Stored]:
+    """Describe the stores of the cache, or those of some tasks."""
+    kinds = [getattr(make, "func", make) for make in FRONTENDS.values()]
+    codes = {_code(*facts) for facts in product(kinds, ("librosa", "torch"), (False, True))}
+    folders = sorted(path for path in _root(cache).glob("*/*") if path.is_dir())
+    return [
+        _describe(folder, codes) for folder in folders if not tasks or folder.parent.name in tasks
+    ]
+
+
+def _describe(folder: Path, codes: set[str]) -> Stored:
+    try:
+        facts = store.read_json(folder / "index.json")
+    except ValueError:
+        facts = {}
+    return Stored(
+        task=folder.parent.name,
+        frontend=facts.get("frontend", folder.name),
+        situation=facts.get("situation", ""),
+        clips=len(facts.get("contents", ())),
+        size=sum(path.stat().st_size for path in folder.iterdir()),
+        changed=folder.stat().st_mtime,
+        current=facts.get("code") in codes,
+        folder=folder,
+    )
+
+
+def prune(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[Stored]:
+    """Remove the stores of some tasks or, if none is named, those that nothing uses any more.
+
+    These are the stores of other library versions and other source code, and those of front ends
+    that are not in ``FRONTENDS``.
+
+    Returns
+    -------
+    list of Stored
+        What was removed.
+    """
+    with _lock(_root(cache)):
+        removed = [found for found in list_stores(cache, tasks) if tasks or not found.current]
+        for found in removed:
+            shutil.rmtree(found.folder)
+        for folder in _root(cache).iterdir():
+            if folder.name in tasks:  # the notes on its files
+                shutil.rmtree(folder)
+    return removed
 
 
 def normalise(features: Features, task: Task, how: str) -> Features:
@@ -191,7 +433,7 @@ def normalise(features: Features, task: Task, how: str) -> Features:
         raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {how!r}")
     if how == "none":
         return features
-    values = features.values.copy()
+    values = np.array(features.values)
     real = np.arange(values.shape[1]) < features.lengths[:, None]
     speakers = task.table["speaker"].to_numpy()
     groups = (

@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,10 +11,12 @@ import pytest
 import soundfile
 from joblib import parallel_config
 from sklearn.preprocessing import StandardScaler
+from typer.testing import CliRunner
 
-from metaser import features
+from metaser import audio, features, store
 from metaser.audio import AudioError
-from metaser.features import Features, extract, make_frontend, normalise
+from metaser.cli import app
+from metaser.features import Features, extract, list_stores, make_frontend, normalise, prune, verify
 from metaser.recording import draw_situation
 
 CALLS: list[int] = []
@@ -56,8 +62,8 @@ def test_features_are_the_front_end_s_in_the_order_of_the_table(task, tmp_path):
     assert found.values.shape == (6, 9, 4) and found.lengths.tolist() == [4, 5, 6, 7, 8, 9]
     for row, name in enumerate(task.table["file"]):
         clip, _ = soundfile.read(task.audio / name, dtype="float32")
-        np.testing.assert_array_equal(found.values[row, : row + 4], Chunks()(clip))
-        assert not found.values[row, row + 4 :].any()
+        np.testing.assert_array_equal(found.values[row][: row + 4], Chunks()(clip))
+        assert not found.values[row][row + 4 :].any()
 
 
 def test_what_was_extracted_once_is_read_from_the_cache(task, tmp_path):
@@ -77,7 +83,7 @@ def test_other_arguments_and_situations_are_extracted_apart(task, tmp_path):
     heard = [extract(task, Chunks(), tmp_path / name, situation) for name in ("cache", "new")]
     assert len(CALLS) == 24
     assert wide.values.shape[1] == 4
-    assert heard[0].values.shape != plain.values.shape or (heard[0].values != plain.values).any()
+    assert not np.array_equal(heard[0].values, plain.values)
     np.testing.assert_array_equal(heard[0].values, heard[1].values)
 
 
@@ -86,8 +92,9 @@ def test_a_changed_file_is_extracted_anew(task, tmp_path):
     _write(task.audio / task.table["file"][2], seed=77, samples=6000)
     second = extract(task, Chunks(), tmp_path / "cache")
     assert len(CALLS) == 7
-    changed = (first.values != second.values).any(axis=(1, 2))
+    changed = (np.asarray(first.values) != second.values).any(axis=(1, 2))
     assert changed.tolist() == [False, False, True, False, False, False]
+    assert features.verify(task, tmp_path / "cache") == []
 
 
 def test_the_same_audio_under_another_name_and_container_is_extracted_once(task, tmp_path):
@@ -103,23 +110,204 @@ def test_the_same_audio_under_another_name_and_container_is_extracted_once(task,
     np.testing.assert_array_equal(found.values[0], found.values[1])
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interrupted_write_leaves_no_broken_cache(task, tmp_path, monkeypatch, error):
-    save, cache = np.save, tmp_path / "cache"
+def test_files_that_come_and_go_leave_the_others_as_they_are(task, tmp_path):
+    few = replace(task, table=task.table[:4])
+    extract(few, Chunks(), tmp_path / "cache")
+    extract(task, Chunks(), tmp_path / "cache")
+    assert len(CALLS) == 6
+    (task.audio / task.table["file"][0]).unlink()
+    rest = extract(replace(task, table=task.table[1:]), Chunks(), tmp_path / "cache")
+    assert len(CALLS) == 6 and rest.lengths.tolist() == [5, 6, 7, 8, 9]
+    with pytest.raises(FileNotFoundError, match=task.table["file"][0]):
+        extract(task, Chunks(), tmp_path / "cache")
 
-    def interrupted(file, values):
-        if len(CALLS) == 3:
-            file.write(b"half of it")
-            raise error
-        save(file, values)
+
+def test_files_that_have_not_changed_are_not_decoded(task, tmp_path, monkeypatch):
+    decode, decoded = audio.decode, []
+    monkeypatch.setattr(audio, "decode", lambda path: decoded.append(path) or decode(path))
+    for _ in range(2):
+        extract(task, Chunks(), tmp_path / "cache")
+        assert len(decoded) == 6
+    copy = replace(task, audio=tmp_path / "copy")
+    shutil.copytree(task.audio, copy.audio)
+    extract(copy, Chunks(), tmp_path / "cache")
+    assert len(decoded) == 12 and len(CALLS) == 6
+    extract(task, Chunks(), tmp_path / "cache")
+    assert len(decoded) == 12
+
+
+def test_verifying_finds_what_size_and_time_do_not_tell(task, tmp_path):
+    first = extract(task, Chunks(), tmp_path / "cache")
+    name = task.table["file"][2]
+    before = (task.audio / name).stat()
+    _write(task.audio / name, seed=77, samples=6000)
+    os.utime(task.audio / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (task.audio / name).stat().st_size == before.st_size
+    assert (extract(task, Chunks(), tmp_path / "cache").hashes == first.hashes).all()
+    assert verify(task, tmp_path / "cache") == [name]
+    assert verify(task, tmp_path / "cache") == []
+    second = extract(task, Chunks(), tmp_path / "cache")
+    assert len(CALLS) == 7
+    assert (first.hashes != second.hashes).nonzero()[0].tolist() == [2]
+    assert not np.array_equal(first.values[2], second.values[2])
+
+
+def test_an_interrupted_extraction_goes_on_where_it_was(task, tmp_path, monkeypatch):
+    call, cache = Chunks.__call__, tmp_path / "cache"
+
+    def interrupted(self, waveform):
+        if len(CALLS) == 5:
+            raise KeyboardInterrupt
+        return call(self, waveform)
+
+    monkeypatch.setattr(features, "CHUNK", 2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Chunks, "__call__", interrupted)
+        extract(task, Chunks(), cache)
+    assert [found.clips for found in list_stores(cache)] == [4]
+    found = extract(task, Chunks(), cache)
+    assert len(CALLS) == 5 + 2
+    np.testing.assert_array_equal(found.values, extract(task, Chunks(), tmp_path / "new").values)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_an_interrupted_write_leaves_no_broken_store(task, tmp_path, monkeypatch, error, where):
+    cache = tmp_path / "cache"
+    first = extract(replace(task, table=task.table[:2]), Chunks(), cache)
+
+    def interrupted(*_):
+        raise error
 
     with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, OSError)):
-        patch.setattr(features.np, "save", interrupted)
+        patch.setattr(store.os, where, interrupted)
         extract(task, Chunks(), cache)
-    assert len(_files(cache)) == 2
+    again = extract(replace(task, table=task.table[:2]), Chunks(), cache)
+    np.testing.assert_array_equal(first.values, again.values)
+    assert [found.clips for found in list_stores(cache)] == [2]
+    assert not [path for path in _files(cache) if path.suffix == ".part"]
     found = extract(task, Chunks(), cache)
-    assert len(CALLS) == 3 + 4
+    assert (found.hashes[:2] == first.hashes).all()
     np.testing.assert_array_equal(found.values, extract(task, Chunks(), tmp_path / "new").values)
+
+
+def _fill(task, cache: Path, calls) -> None:
+    """Extract slowly, in small chunks, counting the calls; for a process of its own."""
+    call = Chunks.__call__
+
+    def slowly(self, waveform):
+        with calls.get_lock():
+            calls.value += 1
+        time.sleep(0.01)
+        return call(self, waveform)
+
+    Chunks.__call__ = slowly
+    features.CHUNK, features.WRITE_SECONDS = 2, 0
+    found = extract(task, Chunks(width=20), cache)
+    for name, values in zip(task.table["file"], np.asarray(found.values)):
+        clip = audio.read(task.audio / name).reshape(-1, 20)[:, :4]
+        np.testing.assert_array_equal(values[: len(clip)], clip)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs an operating system that forks")
+def test_processes_fill_one_store_at_once_and_a_killed_one_harms_nothing(make_task, tmp_path):
+    task = replace(make_task(speakers=2, clips=4), audio=tmp_path)
+    for row, name in enumerate(task.table["file"]):
+        _write(tmp_path / name, row, 100)
+    context = multiprocessing.get_context("fork")
+    calls = [context.Value("i", 0) for _ in range(3)]
+    killed, *others = (
+        context.Process(target=_fill, args=(task, tmp_path / "cache", count)) for count in calls
+    )
+    killed.start()
+    while calls[0].value < 7:
+        time.sleep(0.001)
+    killed.kill()
+    killed.join()
+    for process in others:
+        process.start()
+    for process in others:
+        process.join(timeout=60)
+    assert [process.exitcode for process in others] == [0, 0]
+    assert all(count.value < len(task.table) for count in calls)  # what was written is used
+    (found,) = list_stores(tmp_path / "cache")
+    assert found.clips == len(task.table)
+    size = (found.folder / "values.f32").stat().st_size
+    assert size == len(task.table) * 5 * 4 * 4  # clips, frames, channels, bytes
+
+
+def test_opening_a_large_store_reads_none_of_its_values(tmp_path):
+    folder = tmp_path / "it_made" / "Made"
+    clips = {f"{row:032x}": np.full((1 + row % 3, 4), row, np.float32) for row in range(10_000)}
+    store.append(folder, clips, {"task": "it_made"})
+    opened = store.read(folder, clips)
+    assert isinstance(opened.frames, np.memmap)
+    assert opened.shape == (10_000, 3, 4) and len(opened) == 10_000
+    np.testing.assert_array_equal(opened[[7, 3]][:, 0, 0], [7, 3])
+    assert opened[4].shape == (3, 4) and opened[4][:2].all() and not opened[4][2:].any()
+    assert np.asarray(opened)[[5]].tolist() == opened[[5]].tolist()
+    os.truncate(folder / "values.f32", 100)
+    with pytest.raises(ValueError, match="damaged: expected .* found 100; delete"):
+        store.read(folder, clips)
+
+
+def test_a_store_tells_what_does_not_fit(tmp_path):
+    store.append(tmp_path, {"a": np.zeros((0, 4), np.float32)}, {})
+    assert store.read(tmp_path, ["a"])[:].shape == (1, 0, 4)
+    with pytest.raises(ValueError, match="expected 4 channels a frame, came 5"):
+        store.append(tmp_path, {"b": np.zeros((2, 5), np.float32)}, {})
+    with pytest.raises(FileNotFoundError, match="does not hold clip 'b'.*run the same again"):
+        store.read(tmp_path, ["a", "b"])
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(ValueError, match="index.json is damaged .*: delete"):
+        store.read(tmp_path, ["a"])
+
+
+def test_stores_are_listed_and_pruned(task, tmp_path, monkeypatch):
+    cache, situation = tmp_path / "cache", draw_situation(np.random.default_rng(0))
+    assert list_stores(cache) == [] and prune(cache) == []
+    extract(task, Chunks(), cache)
+    statistics = make_frontend({"name": "statistics"})
+    extract(task, statistics, cache)
+    extract(task, statistics, cache, situation)
+    found = {(one.frontend, bool(one.situation)): one for one in list_stores(cache)}
+    assert len(found) == 3 and {one.clips for one in found.values()} == {6}
+    assert found[repr(statistics), True].current and not found[repr(Chunks()), False].current
+    values = found[repr(statistics), False].folder / "values.f32"
+    assert found[repr(statistics), False].size > values.stat().st_size > 0
+    assert list_stores(cache, ["ur_other"]) == []
+    assert [one.frontend for one in prune(cache)] == [repr(Chunks())]  # unknown to FRONTENDS
+    assert len(list_stores(cache)) == 2
+    monkeypatch.setattr(features, "version", lambda name: "another")
+    features._code.cache_clear()
+    assert not any(one.current for one in list_stores(cache))
+    features._code.cache_clear()
+    monkeypatch.undo()
+    assert prune(cache, ["..", ""]) == [] and task.audio.exists()
+    assert len(prune(cache, [task.name])) == 2
+    assert [path.name for path in _files(cache)] == ["lock"]
+
+
+def test_the_command_extracts_verifies_lists_and_prunes(spoken, tmp_path):
+    def call(*arguments):
+        return CliRunner().invoke(app, ["features", *arguments, "--cache", str(tmp_path)])
+
+    where = ["--data", str(spoken / "audio"), "--tasks", str(spoken / "tasks")]
+    name = next(path.name for path in sorted((spoken / "tasks").iterdir()) if path.is_dir())
+    first = call(name, *where, "--frontend", "log_mel", "--engine", "torch")
+    assert first.exit_code == 0, first.output
+    assert f"{name}: " in first.output and "64 channels" in first.output
+    second = call(name, *where, "--frontend", "log_mel", "--engine", "torch", "--verify")
+    assert f"{name}: 0 clips are not what they were" in second.output
+    listed = call("--list")
+    assert "LogMel" in listed.output and "outdated" not in listed.output
+    assert "0 stores removed" in call("--prune").output
+    assert "1 stores removed" in call("--prune", name).output
+    assert "0 stores, 0.0 MB" in call("--list").output
+    assert call().exit_code == 2
+    refused = call(name, *where, "--engine", "tensorflow", "--frontend", "mfcc")
+    assert refused.exit_code == 2 and "'librosa', 'torch'" in refused.output
 
 
 def test_an_unreadable_clip_is_named(task, tmp_path):
@@ -156,6 +344,9 @@ def test_batches_mask_what_is_padded(task, tmp_path):
     audio = batch.modalities["audio"]
     assert audio.mask.sum(dim=1).tolist() == [9, 4] and audio.mask[1, :4].all()
     np.testing.assert_array_equal(audio.values.numpy(), found.values[[5, 0]])
+    short = found.batch(np.array([0, 1]), np.array([2, 0]), classes).modalities["audio"]
+    assert short.values.shape == (2, 5, 4) and short.mask.sum(dim=1).tolist() == [4, 5]
+    np.testing.assert_array_equal(short.values.numpy(), found.values[[0, 1]][:, :5])
     assert batch.targets.tolist() == [2, 0] and batch.classes.tolist() == classes.tolist()
 
 

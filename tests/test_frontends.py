@@ -1,3 +1,4 @@
+import librosa
 import numpy as np
 import pytest
 from scipy.fft import dct
@@ -127,3 +128,65 @@ def test_every_front_end_keeps_the_contract(name):
         np.testing.assert_array_equal(values, frontend(clip))
         widths.add(values.shape[1])
     assert len(widths) == 1
+
+
+def _clips(rate: int, window: int, hop: int) -> list[np.ndarray]:
+    """Made-up speech-like clips: shorter than a window, one window, at and around a frame's end."""
+    rng = np.random.default_rng(1)
+    lengths = [1, hop, window // 3, window, window + 1, 7 * hop - 1, 7 * hop, rate, 5 * rate // 2]
+    clips = []
+    for seed, length in enumerate(lengths):
+        voice = _tone(150 + 20 * seed, rate, 3)[:length] * np.hanning(length + 2)[1:-1]
+        clips.append((voice + 1e-4 * rng.standard_normal(length)).astype(np.float32))
+    return clips
+
+
+@pytest.mark.filterwarnings("ignore:n_fft=:UserWarning")
+@pytest.mark.parametrize(
+    "kind, arguments",
+    [
+        (MFCC, {}),
+        (MFCC, {"coefficients": 40, "deltas": 2, "frames": 60}),
+        (LogMel, {}),
+        (LogMel, {"rate": 22050, "bands": 40, "window": 400, "hop": 100, "frames": 120}),
+        (LogMel, {"window": 256, "hop": 512}),
+        (LogMel, {"window": 401, "hop": 160}),
+    ],
+)
+def test_torch_gives_librosa_s_numbers(kind, arguments):
+    reference, fast = kind(**arguments), kind(**arguments, engine="torch")
+    clips = _clips(reference.rate, arguments.get("window", 2048), arguments.get("hop", 512))
+    for order in (slice(None), slice(None, None, -1), slice(4, 6)):
+        found = fast.many(clips[order])
+        for clip, values, expected in zip(clips[order], found, reference.many(clips[order])):
+            assert values.shape == expected.shape and values.dtype == np.float32, len(clip)
+            np.testing.assert_allclose(values, expected, atol=1e-4, rtol=3e-7)
+    np.testing.assert_allclose(fast(clips[-1]), reference(clips[-1]), atol=1e-4, rtol=3e-7)
+    assert fast.many([]) == []
+
+
+@pytest.mark.filterwarnings("ignore:n_fft=:UserWarning")
+@pytest.mark.parametrize("name", ["mfcc", "log_mel"])
+def test_torch_gives_librosa_s_numbers_on_awkward_clips(name):
+    reference, fast = FRONTENDS[name](), FRONTENDS[name](engine="torch")
+    for kind, clip in _awkward_clips(reference.rate).items():
+        np.testing.assert_allclose(fast(clip), reference(clip), atol=1e-4, rtol=3e-7, err_msg=kind)
+
+
+@pytest.mark.parametrize("kind", [MFCC, LogMel])
+def test_other_engines_are_refused(kind):
+    with pytest.raises(ValueError, match="'librosa', 'torch'.*not 'jax'"):
+        kind(engine="jax")
+
+
+def test_deltas_are_librosa_s_over_the_whole_clip():
+    clip = _noise(4, 22050)
+    plain, deltas = MFCC(frames=150, coefficients=40), FRONTENDS["mfcc40"]()
+    assert deltas == MFCC(coefficients=40, deltas=2, frames=300)
+    whole = MFCC(frames=1 + len(clip) // 512, coefficients=40)(clip)
+    values = MFCC(frames=150, coefficients=40, deltas=2)(clip)
+    assert values.shape == (150, 120) and deltas(clip).shape == (300, 120)
+    np.testing.assert_array_equal(values[:, :40], plain(clip))
+    for order in (1, 2):
+        expected = librosa.feature.delta(whole, order=order, axis=0)[:150]
+        np.testing.assert_allclose(values[:, 40 * order :][:, :40], expected, atol=1e-4)
