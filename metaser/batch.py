@@ -1,9 +1,11 @@
 """The only tensor containers: padded sequences, labelled batches, the two sides of an episode."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,14 @@ class Padded:
 
     def mean(self) -> Tensor:
         """Mean over the real frames, (clips, channels)."""
+        if self.values.shape[-2] == 1:
+            return self.values.squeeze(-2)
         mask = self.mask.unsqueeze(-1)
-        return (self.values * mask).sum(dim=1) / mask.sum(dim=1)
+        return (self.values * mask).sum(dim=-2) / mask.sum(dim=-2)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Padded":
+        """Apply a change of leading dimensions to values and mask."""
+        return Padded(function(self.values), function(self.mask))
 
     def __getitem__(self, rows) -> "Padded":
         return Padded(self.values[rows], self.mask[rows])
@@ -58,24 +66,83 @@ class Batch:
         chosen = {name: padded[rows] for name, padded in self.modalities.items()}
         return Batch(chosen, self.targets[rows], self.classes)
 
+    def to(self, device: str | torch.device) -> "Batch":
+        """The same clips on another device."""
+        moved = {
+            name: padded.map(lambda x: x.to(device)) for name, padded in self.modalities.items()
+        }
+        return Batch(moved, self.targets.to(device), self.classes.to(device))
+
 
 @dataclass(frozen=True)
 class EpisodeBatch:
-    """The tensors of one episode: a method adapts to ``support`` and is judged on ``query``."""
+    """The tensors of one episode: a method adapts to ``support`` and is judged on ``query``.
+
+    In a stack of episodes (``stack``) every tensor has a leading dimension of tasks.
+    """
 
     support: Batch
     query: Batch
+
+    def to(self, device: str | torch.device) -> "EpisodeBatch":
+        """The same episode on another device."""
+        return EpisodeBatch(self.support.to(device), self.query.to(device))
 
     def joined(self) -> Batch:
         """Support and query as one batch, for methods that learn from all clips alike."""
         pairs = [
             (self.support.modalities[m], self.query.modalities[m]) for m in self.support.modalities
         ]
-        joined = [
-            Padded(torch.cat([a.values, b.values]), torch.cat([a.mask, b.mask])) for a, b in pairs
-        ]
+        joined = [_join_padded(*_equally_long(pair)) for pair in pairs]
         return Batch(
             dict(zip(self.support.modalities, joined)),
-            torch.cat([self.support.targets, self.query.targets]),
+            torch.cat([self.support.targets, self.query.targets], dim=-1),
             self.support.classes,
         )
+
+
+def stack(episodes: Sequence[EpisodeBatch]) -> EpisodeBatch:
+    """Put episodes of equal size into one whose tensors have a leading dimension of tasks.
+
+    Sequences are padded to the longest. Methods take such a stack like an episode, and return one
+    loss a task.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of clips differ.
+    """
+    sides = {}
+    for side in ("support", "query"):
+        batches = [getattr(episode, side) for episode in episodes]
+        sizes = {len(batch) for batch in batches}
+        if len(sizes) > 1:
+            raise ValueError(f"episodes to stack have {side} sets of {sorted(sizes)} clips")
+        modalities = {
+            name: _stack_padded([batch.modalities[name] for batch in batches])
+            for name in batches[0].modalities
+        }
+        targets = torch.stack([batch.targets for batch in batches])
+        sides[side] = Batch(modalities, targets, torch.stack([b.classes for b in batches]))
+    return EpisodeBatch(**sides)
+
+
+def _equally_long(parts: Sequence[Padded]) -> list[Padded]:
+    """Pad all to the frames of the longest."""
+    frames = max(part.mask.shape[-1] for part in parts)
+    missing = [frames - part.mask.shape[-1] for part in parts]
+    return [
+        Padded(pad(part.values, (0, 0, 0, more)), pad(part.mask, (0, more)))
+        for part, more in zip(parts, missing)
+    ]
+
+
+def _join_padded(a: Padded, b: Padded) -> Padded:
+    return Padded(torch.cat([a.values, b.values], dim=-3), torch.cat([a.mask, b.mask], dim=-2))
+
+
+def _stack_padded(parts: Sequence[Padded]) -> Padded:
+    parts = _equally_long(parts)
+    return Padded(
+        torch.stack([part.values for part in parts]), torch.stack([part.mask for part in parts])
+    )

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from rich.console import Console
 
 from metaser import __version__, metrics
 from metaser.audio import content_hash
 from metaser.backbones import BACKBONES
+from metaser.cluster import workplace
+from metaser.distributed import from_first, is_shared, process_group, rank
 from metaser.episodes import (
     SplitSampler,
     TaskSampler,
@@ -35,6 +38,7 @@ from metaser.episodes import (
 from metaser.features import Features, extract, make_frontend, normalise
 from metaser.labels import nearest
 from metaser.methods import METHODS
+from metaser.methods.meta_batch import MEGABYTE, MetaBatch
 from metaser.model import Model
 from metaser.protocol import Protocol, Setup, TrainingPlan
 from metaser.recording import draw_situation
@@ -46,6 +50,9 @@ PACKAGES = ("torch", "numpy", "librosa", "scikit-learn", "pandas", "soundfile")
 
 SELECTION = {"title", "description", "targets", "seeds", "leave_one_language_out"}
 """Keys of a protocol that choose which cells there are, but do not change a cell's score."""
+
+ALONE = threading.Lock()
+"""Held by the one job of a process: training seeds the generator that all its threads share."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +108,14 @@ def run(
     methods: Sequence[str] = (),
     jobs: int = 1,
     cache: Path | None = None,
+    scheduler: str = "",
     command: str = "",
     console: Console | None = None,
 ) -> Path:
     """Measure what is missing of a protocol and return the file of rows.
+
+    Processes that ``torchrun`` started share the episodes of every training; the first of them
+    scores and writes. On several machines they need a common ``out``.
 
     Parameters
     ----------
@@ -122,6 +133,12 @@ def run(
         Processes.
     cache : Path, optional
         Feature cache.
+    scheduler : str
+        Address of a cluster that takes the trainings, ``tcp://HOST:PORT`` (Dask) or
+        ``ray://HOST:PORT`` (Ray). Its workers need metaser, but neither the corpora nor ``out``:
+        features are extracted here, by ``jobs`` processes, and rows come back and are written
+        here when their training is done. No checkpoints are kept there: a training whose worker
+        is lost begins anew on another.
     command : str
         The command line, kept for the report.
     console : rich.console.Console, optional
@@ -130,16 +147,41 @@ def run(
     Raises
     ------
     ValueError
-        If the folder holds another protocol, another run is writing to it, or a task cannot give
-        the episodes.
+        If the folder holds another protocol, another run is writing to it, a task cannot give
+        the episodes, or ``scheduler`` is no address of a cluster.
+    ConnectionError
+        If the cluster does not answer, has no worker, or is lost.
     """
     console = console or Console(stderr=True)
     out.mkdir(parents=True, exist_ok=True)
+    with process_group():
+        if rank() > 0:
+            _follow(protocol, out, data, task_folders, cache)
+            return out / "rows.jsonl"
+        if is_shared() and (jobs > 1 or scheduler):
+            raise ValueError(
+                "torchrun's processes share every training, so leave out --jobs and --scheduler"
+            )
+        return _lead(
+            protocol,
+            out,
+            data,
+            task_folders,
+            targets,
+            methods,
+            jobs,
+            cache,
+            scheduler,
+            command,
+            console,
+        )
+
+
+def _lead(protocol, out, *arguments) -> Path:
+    """Run alone, or as the first of the processes that share every training."""
     try:
         with FileLock(out / "run.lock", timeout=0):
-            return _run(
-                protocol, out, data, task_folders, targets, methods, jobs, cache, command, console
-            )
+            return _run(protocol, out, *arguments)
     except Timeout as error:
         raise ValueError(
             f"another run is writing to {out}: wait for it, or name another folder by --out"
@@ -147,7 +189,7 @@ def run(
 
 
 def _run(
-    protocol, out, data, task_folders, targets, methods, jobs, cache, command, console
+    protocol, out, data, task_folders, targets, methods, jobs, cache, scheduler, command, console
 ) -> Path:
     tasks, absent = present_tasks(protocol, data, task_folders)
     for name in absent:
@@ -165,6 +207,7 @@ def _run(
     missing = [key for job in plan for key in job_cells(protocol, job) if key not in done]
     plan = [job for job in plan if not done.issuperset(job_cells(protocol, job))]
     console.print(f"{len(done)} cells are there, {len(missing)} remain in {len(plan)} trainings")
+    from_first(plan)
     if not missing and (out / "run.json").exists():
         return rows
     restricted = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
@@ -172,26 +215,59 @@ def _run(
         cell_sampler(protocol, restricted[target], size, seed)[0].episode(0)
     _write_run(out, protocol, tasks, absent, command)
     tasks = restricted
+    with workplace(scheduler, jobs) as (place, share):
+        for name, setup in protocol.setups.items():
+            own = [job for job in plan if job.setup == name]
+            if not own:
+                continue
+            materials = gather(setup, own, tasks, cache, jobs, console)
+            threads = 1 if scheduler else _threads(materials, jobs)
+            arguments = (share(materials), frozenset(done), threads)
+            if not scheduler:
+                arguments += (out, os.getpid())
+            work = Parallel(return_as="generator_unordered", **place)(
+                delayed(run_job)(protocol, job, *arguments) for job in own
+            )
+            started = time.perf_counter()
+            for count, (job, seconds, found) in enumerate(work, start=1):
+                if scheduler:
+                    for row in found:
+                        append_row(rows, row)
+                spent = time.perf_counter() - started
+                left = spent / count * (len(own) - count)
+                score = 100 * np.mean([np.mean(row["uar"]) for row in found])
+                console.print(
+                    f"{count}/{len(own)} {name} {', '.join(job.methods)} seed {job.seed}: "
+                    f"{len(found)} cells, mean UAR {score:.1f} % "
+                    f"({seconds:.0f} s, {left / 60:.0f} min left)",
+                    highlight=False,
+                    markup=False,
+                )
+    return rows
+
+
+def _follow(protocol: Protocol, out: Path, data, task_folders, cache) -> None:
+    """Share the trainings of the first process; scoring and writing are its own."""
+    plan = from_first(None)
+    tasks, _ = present_tasks(protocol, data, task_folders)
+    tasks = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
     for name, setup in protocol.setups.items():
         own = [job for job in plan if job.setup == name]
         if not own:
             continue
-        materials = gather(setup, own, tasks, cache, jobs, console)
-        work = Parallel(n_jobs=jobs, return_as="generator_unordered")(
-            delayed(run_job)(protocol, job, materials, out, frozenset(done), os.getpid())
-            for job in own
-        )
-        started = time.perf_counter()
-        for count, (job, seconds, news) in enumerate(work, start=1):
-            spent = time.perf_counter() - started
-            left = spent / count * (len(own) - count)
-            console.print(
-                f"{count}/{len(own)} {name} {', '.join(job.methods)} seed {job.seed}: {news} "
-                f"({seconds:.0f} s, {left / 60:.0f} min left)",
-                highlight=False,
-                markup=False,
-            )
-    return rows
+        materials = gather(setup, own, tasks, cache, 1, Console(quiet=True))
+        torch.set_num_threads(_threads(materials, 1))
+        for job in own:
+            method = build_method(job.methods[0], setup, protocol, materials, job)
+            if _is_trained(method):
+                _train(method, protocol, setup, job, materials, out / "checkpoints")
+
+
+def _threads(materials: dict[str, Material], jobs: int) -> int:
+    """Threads of each of some processes: more than one serve networks over frames alone."""
+    if all(material.plain.values.shape[1] == 1 for material in materials.values()):
+        return 1
+    return int(os.environ.get("OMP_NUM_THREADS") or max(1, cpu_count() // jobs))
 
 
 def forecast(
@@ -219,14 +295,17 @@ def forecast(
         if not own:
             continue
         materials, extraction = _random_materials(setup, own, tasks)
-        measured = {}
+        torch.set_num_threads(_threads(materials, jobs))
+        measured, memory = {}, 0
         for job in own:
             if job.methods not in measured:
                 measured[job.methods] = _time_job(protocol, setup, job, materials)
+                memory = max(memory, _memory(protocol, setup, job, materials))
         seconds = sum(measured[job.methods] for job in own)
         lines.append(
             f"{name}: features {extraction / jobs / 60:.0f} min where the cache lacks them, "
-            f"{len(own)} trainings and their cells {seconds / jobs / 60:.0f} min at most"
+            f"{len(own)} trainings and their cells {seconds / jobs / 60:.0f} min at most, "
+            f"{memory / MEGABYTE:.0f} MB a process besides the features"
         )
         total += (extraction + seconds) / jobs
     lines.append(f"about {total / 60:.0f} min at most in {jobs} processes")
@@ -255,7 +334,6 @@ def _random_materials(setup: Setup, jobs, tasks) -> tuple[dict[str, Material], f
 
 def _time_job(protocol: Protocol, setup: Setup, job: Job, materials) -> float:
     """Seconds of a job, from a few training steps and one episode of every cell."""
-    torch.set_num_threads(1)
     method = build_method(job.methods[0], setup, protocol, materials, job)
     seconds = 0.0
     if _is_trained(method):
@@ -264,7 +342,7 @@ def _time_job(protocol: Protocol, setup: Setup, job: Job, materials) -> float:
         for updates in (1, 1, 4):
             short = plan.model_copy(update={"updates": updates})
             short = setup.model_copy(update={"training": short})
-            spent.append(_train(method, protocol, short, job, materials, None))
+            spent.append(_train(method, protocol, short, job, materials, None)["seconds"])
         step = max(spent[2] - spent[1], 0) / 3
         validation = max(spent[1] - step, 0)
         seconds += plan.updates * step + plan.updates / plan.validate_every * validation
@@ -279,6 +357,21 @@ def _time_job(protocol: Protocol, setup: Setup, job: Job, materials) -> float:
             method.adapt(batch.support)(batch.query.modalities)
             seconds += count * (time.perf_counter() - started)
     return seconds
+
+
+def _memory(protocol: Protocol, setup: Setup, job: Job, materials) -> int:
+    """Bytes that the largest episodes of a job's training need."""
+    method = build_method(job.methods[0], setup, protocol, materials, job)
+    if not _is_trained(method):
+        return 0
+    engine = MetaBatch(method, setup.training.engine)
+    drawn = []
+    for name in job.sources:
+        sources, _ = source_episodes(materials[name], protocol.classes, setup.training, job.seed)
+        drawn += [source.draw(0) for source in sources]
+    largest = max(drawn, key=lambda episode: len(episode.support) + len(episode.query))
+    tasks, needed = engine.plan(largest)
+    return needed * min(tasks, setup.training.meta_batch) // tasks
 
 
 def present_tasks(
@@ -471,26 +564,44 @@ def run_job(
     protocol: Protocol,
     job: Job,
     materials: dict[str, Material],
-    out: Path,
     done: frozenset,
-    owner: int,
-) -> tuple[Job, float, str]:
-    """Train once, score every cell that is missing, append its row; return a line of news.
+    threads: int,
+    out: Path | None = None,
+    owner: int | None = None,
+) -> tuple[Job, float, list[dict]]:
+    """Train once and score every cell that is missing; return the seconds and the rows.
 
-    ``owner`` is the process that holds the lock of ``out``: when it is gone nothing more is
-    written, for another run may have begun.
+    With ``out`` every row is appended there as soon as it is known, and the training keeps
+    checkpoints. ``owner`` is the process that holds the lock of ``out``: when it is gone nothing
+    more is written, for another run may have begun.
     """
-    torch.set_num_threads(1)
     started = time.perf_counter()
+    rows = []
+    with ALONE:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for row in _rows(protocol, job, materials, done, out and out / "checkpoints"):
+                if out is not None:
+                    if owner not in (os.getpid(), os.getppid()):
+                        raise RuntimeError(f"the run that writes to {out} is gone")
+                    append_row(out / "rows.jsonl", row)
+                rows.append(row)
+        finally:
+            torch.set_num_threads(before)
+    return job, time.perf_counter() - started, rows
+
+
+def _rows(protocol: Protocol, job: Job, materials, done, checkpoints) -> Iterator[dict]:
+    """Train once, and yield the row of every cell that is missing."""
     setup = protocol.setups[job.setup]
-    state, train_seconds = None, 0.0
-    scores = []
+    state, trained = None, {"seconds": 0.0, "skipped": 0}
     for label in job.methods:
         method = build_method(label, setup, protocol, materials, job)
         if state is not None:
             method.load_state_dict(state)
         elif _is_trained(method):
-            train_seconds = _train(method, protocol, setup, job, materials, out / "checkpoints")
+            trained = _train(method, protocol, setup, job, materials, checkpoints)
             state = method.state_dict()
         elif getattr(method, "use_sources", False):
             method.fit([_all_clips(materials[name], protocol.classes) for name in job.sources])
@@ -499,19 +610,14 @@ def run_job(
                 continue
             row = score_cell(protocol, setup, method, key, materials[key[2]])
             parameters = getattr(method, "parameters", list)()
-            row |= {
+            yield row | {
                 "protocol": protocol.name,
                 "sources": list(job.sources),
                 "settings": settings(protocol, job.setup, label),
-                "train_seconds": round(train_seconds, 2),
+                "train_seconds": round(trained["seconds"], 2),
+                "skipped_episodes": trained["skipped"],
                 "parameters": sum(v.numel() for v in parameters if v.requires_grad),
             }
-            if owner not in (os.getpid(), os.getppid()):
-                raise RuntimeError(f"the run that writes to {out} is gone")
-            append_row(out / "rows.jsonl", row)
-            scores.append(np.mean(row["uar"]))
-    news = f"{len(scores)} cells, mean UAR {100 * np.mean(scores):.1f} %"
-    return job, time.perf_counter() - started, news
 
 
 def _is_trained(method) -> bool:
@@ -535,11 +641,12 @@ def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: J
             encoder = BACKBONES[name](channels, **backbone)
         except TypeError as error:
             raise ValueError(f"backbone {name!r}: {error}") from error
-        return kind(Model(encoder, len(protocol.classes), setup.head_hidden), **arguments).eval()
+        model = Model(encoder, len(protocol.classes), setup.head_hidden, setup.batch_norm)
+        return kind(model, **arguments).eval()
 
 
-def _train(method, protocol: Protocol, setup: Setup, job: Job, materials, folder) -> float:
-    """Train a method, with checkpoints in ``folder`` if given; return the seconds it took."""
+def _train(method, protocol: Protocol, setup: Setup, job: Job, materials, folder) -> dict:
+    """Train a method, with checkpoints in ``folder`` if given; return the history's last entry."""
     sources, validation = [], []
     for source in job.sources:
         own = source_episodes(materials[source], protocol.classes, setup.training, job.seed)
@@ -565,7 +672,7 @@ def _train(method, protocol: Protocol, setup: Setup, job: Job, materials, folder
         checkpoint=None if folder is None else folder / f"{name}.pt",
         progress=functools.partial(_tell, job, label, [time.perf_counter()]),
     )
-    return history[-1]["seconds"]
+    return history[-1]
 
 
 def _tell(job: Job, label: str, last: list[float], step: int, loss: float) -> None:
@@ -711,6 +818,7 @@ def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: M
         "normalise": setup.normalise,
         "frontend": setup.frontend["name"],
         "backbone": setup.backbone["name"],
+        "batch_norm": setup.batch_norm,
         "uar": [round(value, 5) for value in uar],
         "macro_f1": [round(value, 5) for value in macro_f1],
         "confusion": confusion.tolist(),

@@ -1,7 +1,7 @@
 """The `metaser` command. Heavy imports stand inside the commands: help and listings are quick."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -187,24 +187,82 @@ def synthesise(
 
 @app.command()
 def features(
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="Names of tasks.")],
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="TASK...", help="Names of tasks.")
+    ] = None,
     data: Data = None,
     folders: Folders = None,
     frontend: Annotated[str, typer.Option(help="Front end.")] = "statistics",
+    engine: Annotated[
+        str, typer.Option(help="Who computes spectra, librosa or torch (faster); librosa if empty.")
+    ] = "",
     jobs: Jobs = 1,
     cache: Cache = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every clip anew; tell which have changed.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--list", help="List the stores of the cache, or of the tasks.")
+    ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option(
+            "--prune", help="Remove the stores of the tasks or, without one, all that are outdated."
+        ),
+    ] = False,
 ) -> None:
-    """Extract the features of tasks into the cache."""
-    from metaser.features import extract, make_frontend
+    """Extract the features of tasks into the cache; a run that was stopped goes on where it was."""
+    from metaser import features as library
     from metaser.tasks import read_task
 
     with plain_errors():
-        chosen = make_frontend({"name": frontend})
-        for name in tasks:
-            task = read_task(name, data, folders or ())
-            found = extract(task, chosen, cache, jobs=jobs, progress=True)
-            clips, frames, channels = found.values.shape
-            typer.echo(f"{name}: {clips} clips, {frames} frames at most, {channels} channels")
+        if show or prune:
+            stores = (library.prune if prune else library.list_stores)(cache, tasks or ())
+            _show_stores(stores, " removed" if prune else "")
+            return
+        if not tasks:
+            raise ValueError("expected the name of a task: `metaser tasks` lists them")
+        chosen = library.make_frontend({"name": frontend, **({"engine": engine} if engine else {})})
+        try:
+            for name in tasks:
+                task = read_task(name, data, folders or ())
+                if verify:
+                    changed = library.verify(task, cache, jobs, progress=True)
+                    typer.echo(f"{name}: {len(changed)} clips are not what they were")
+                    typer.echo("".join(f"  {file}\n" for file in changed), nl=False)
+                found = library.extract(task, chosen, cache, jobs=jobs, progress=True)
+                clips, frames, channels = found.values.shape
+                typer.echo(f"{name}: {clips} clips, {frames} frames at most, {channels} channels")
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command goes on where it was", err=True)
+            raise typer.Exit(130) from None
+
+
+def _show_stores(found: Sequence, what: str) -> None:
+    """Print a table of feature stores; ``what`` was done to them."""
+    import time
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(header_style="bold")
+    for name in ("task", "front end", "clips", "MB", "days old"):
+        table.add_column(name, overflow="fold")
+    for store in found:
+        heard = "\nin a made-up recording situation" if store.situation else ""
+        outdated = "" if store.current else "\noutdated"
+        table.add_row(
+            store.task,
+            escape(f"{store.frontend}{heard}{outdated}"),
+            str(store.clips),
+            f"{store.size / 1e6:.1f}",
+            f"{(time.time() - store.changed) / 86400:.1f}",
+        )
+    if found:
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
+    total = sum(store.size for store in found) / 1e6
+    typer.echo(f"{len(found)} stores{what}, {total:.1f} MB")
 
 
 @app.command()
@@ -219,6 +277,13 @@ def benchmark(
         Path | None, typer.Option(help="Results folder; results/PROTOCOL if not given.")
     ] = None,
     cache: Cache = None,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Cluster that takes the trainings: tcp://HOST:PORT (Dask), ray://HOST:PORT (Ray).",
+        ),
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell how much there is to do.")
     ] = False,
@@ -241,7 +306,15 @@ def benchmark(
             typer.echo(harness.forecast(plan, out, jobs=jobs, cache=cache, **arguments))
             return
         try:
-            harness.run(plan, out, jobs=jobs, cache=cache, command=_command_line(), **arguments)
+            harness.run(
+                plan,
+                out,
+                jobs=jobs,
+                cache=cache,
+                scheduler=scheduler,
+                command=_command_line(),
+                **arguments,
+            )
         except KeyboardInterrupt:
             typer.echo(f"stopped; the same command goes on where it was ({out})", err=True)
             raise typer.Exit(130) from None

@@ -10,16 +10,18 @@ def cross_entropy(scores: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
     Parameters
     ----------
     scores : Tensor
-        (clips, classes) logits.
+        (..., clips, classes) logits.
     targets : Tensor
-        (clips,) class indices.
+        (..., clips) class indices.
     classes : Tensor
-        (classes,) bool; the others take no part, so a corpus without anger neither learns nor
+        (..., classes) bool; the others take no part, so a corpus without anger neither learns nor
         unlearns anger.
 
     Returns
     -------
     Tensor
-        Scalar, in nats, at least 0.
+        (...), a scalar for one task; in nats, at least 0.
     """
-    return functional.cross_entropy(scores.masked_fill(~classes, float("-inf")), targets)
+    scores = scores.masked_fill(~classes.unsqueeze(-2), float("-inf"))
+    each = functional.cross_entropy(scores.flatten(0, -2), targets.flatten(), reduction="none")
+    return each.view(targets.shape).mean(dim=-1)

@@ -1,8 +1,13 @@
 """A model: a backbone turns clips into embeddings, a head turns embeddings into class scores."""
 
+import math
+
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from metaser.batch import Padded
+
+BATCH_NORMS = ("refuse", "task", "group")
 
 
 class Model(nn.Module):
@@ -17,11 +22,20 @@ class Model(nn.Module):
     hidden : int, optional
         Width of a dense layer without activation between embedding and scores, as in the MetaSER
         paper (128). Without it the head is one dense layer.
+    batch_norm : {"refuse", "task", "group"}
+        What becomes of the backbone's BatchNorm layers, see ``settle_batch_norm``.
     """
 
-    def __init__(self, backbone: nn.Module, classes: int, hidden: int | None = None):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: int,
+        hidden: int | None = None,
+        batch_norm: str = "refuse",
+    ):
         super().__init__()
         self.backbone = backbone
+        settle_batch_norm(backbone, batch_norm)
         self.classes = classes
         if hidden is None:
             self.head = nn.Linear(backbone.dim, classes)
@@ -31,3 +45,51 @@ class Model(nn.Module):
     def forward(self, modalities: dict[str, Padded]) -> Tensor:
         """Return (clips, classes) logits."""
         return self.head(self.backbone(**modalities))
+
+
+def settle_batch_norm(module: nn.Module, how: str) -> None:
+    """Replace layers whose running statistics would leak from one episode into the next.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Changed in place.
+    how : {"refuse", "task", "group"}
+        Raise an error that names the layers; normalise every batch by its own statistics, so that
+        the clips of a task are seen together, in adapting and in predicting; or take GroupNorm,
+        which looks at one clip alone.
+
+    Raises
+    ------
+    ValueError
+        If there is such a layer and it is to be refused.
+    """
+    if how not in BATCH_NORMS:
+        raise ValueError(f"batch_norm must be one of {BATCH_NORMS}, not {how!r}")
+    leaking = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats
+    }
+    if leaking and how == "refuse":
+        raise ValueError(
+            f"{type(module).__name__} has BatchNorm layers ({', '.join(leaking)}), whose running "
+            "statistics would leak from one episode into the next: set batch_norm = 'task' "
+            "(statistics of each batch) or 'group' (GroupNorm)"
+        )
+    for name, layer in leaking.items():
+        parent, _, own = name.rpartition(".")
+        setattr(module.get_submodule(parent), own, _without_history(layer, how))
+
+
+def _without_history(layer: _BatchNorm, how: str) -> nn.Module:
+    """A layer that keeps nothing, with the scale and offset of ``layer``."""
+    channels, options = layer.num_features, {"eps": layer.eps, "affine": layer.affine}
+    if how == "task":
+        new = type(layer)(channels, track_running_stats=False, **options)
+    else:
+        groups = math.gcd(channels, max(channels // 16, 1))  # of 16 channels, where that goes
+        new = nn.GroupNorm(groups, channels, **options)
+    if layer.affine:
+        new.to(layer.weight).load_state_dict(dict(layer.named_parameters()))
+    return new

@@ -53,15 +53,22 @@ class TrainingPlan(_Strict):
     validate_every: Count = 50
     validation_episodes: Count = 40
     patience: Count = 6
+    engine: Literal["auto", "stacked", "loop"] = "auto"
+    compile: bool = False
+    diverged: Literal["stop", "skip"] = "stop"
 
 
 class Setup(_Strict):
-    """A front end and a backbone, and the methods that run on them with their arguments."""
+    """A front end and a backbone, and the methods that run on them with their arguments.
+
+    ``batch_norm`` says what becomes of BatchNorm layers, see ``model.settle_batch_norm``.
+    """
 
     frontend: dict[str, Any]
     normalise: Literal["none", "corpus", "speaker"]
     backbone: dict[str, Any]
     head_hidden: Count | None = None
+    batch_norm: Literal["refuse", "task", "group"] = "refuse"
     training: TrainingPlan = TrainingPlan()
     methods: dict[str, dict[str, Any]]
 

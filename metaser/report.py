@@ -47,6 +47,20 @@ METHODS = {
         "MetaSER (second order)",
         "MAML with second derivatives over the sources, adapted to the support set",
     ),
+    "maml": ("MAML", "second derivatives, one fixed inner rate"),
+    "fomaml": ("FOMAML", "first-order MAML, one fixed inner rate"),
+    "anil": ("ANIL", "MAML whose inner loop changes the head alone"),
+    "boil": ("BOIL", "MAML whose inner loop changes the backbone alone"),
+    "meta_sgd": ("Meta-SGD", "MAML with a learnt rate for each element of each parameter"),
+    "maml_plus_plus": (
+        "MAML++",
+        "MAML with learnt rates per layer and step, and losses after every inner step early on",
+    ),
+    "proto_maml": ("Proto-MAML", "MAML whose head starts from the support set's class means"),
+    "protonet": ("ProtoNet", "nearest class mean in a learnt embedding, nothing is tuned"),
+    "ridge": ("Ridge head", "ridge regression, solved at once, on an embedding learnt for it"),
+    "reptile": ("Reptile", "moves the initialisation towards where training on a task leads"),
+    "mldg": ("MLDG", "learns so that a step on one source helps on another, then fine-tuned"),
     "multiser": (
         "MultiSER",
         "each emotion a task of its own on all sources, dense layers fine-tuned on the support set",
@@ -59,6 +73,7 @@ METHODS = {
         "Fine-tuning",
         "trained jointly on the sources, then all of it fine-tuned on the support set",
     ),
+    "head_tuning": ("Head tuning", "trained jointly on the sources, then its head fine-tuned"),
     "logistic_regression": (
         "Logistic regression",
         "on pooled features of the support set alone, no sources",

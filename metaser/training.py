@@ -11,11 +11,15 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from metaser import __version__
 from metaser.batch import EpisodeBatch
+from metaser.distributed import rank, share, sum_over_processes
 from metaser.episodes import TaskSampler, tensors
 from metaser.features import Features
+from metaser.methods.diagnosis import diagnose
+from metaser.methods.meta_batch import MetaBatch
 
 STREAM_TASKS, STREAM_DROPOUT = 1, 2
 
@@ -52,6 +56,13 @@ class Training:
         Episodes a validation, shared out over the source tasks.
     patience : int
         Validations without gain before training stops.
+    engine : {"auto", "stacked", "loop"}
+        How the episodes of a step run, see ``MetaBatch``; the gradient is the same.
+    compile : bool
+        Compile the stacked step, see ``MetaBatch``.
+    diverged : {"stop", "skip"}
+        What to do about an episode whose loss is not finite: stop the run, or leave the episode
+        out and count it.
     """
 
     updates: int = 1000
@@ -61,6 +72,13 @@ class Training:
     validate_every: int = 50
     validation_episodes: int = 40
     patience: int = 6
+    engine: str = "auto"
+    compile: bool = False
+    diverged: str = "stop"
+
+    def __post_init__(self):
+        if self.diverged not in ("stop", "skip"):
+            raise ValueError(f"diverged must be 'stop' or 'skip', not {self.diverged!r}")
 
 
 def train(
@@ -76,6 +94,9 @@ def train(
 
     A method whose ``order`` is "sequential" sees one source task after the other, in the order of
     ``sources``; the rate falls anew within each task's turn, and the last state is kept.
+
+    Under ``torchrun`` the processes share the episodes of each step and of each validation, and
+    arrive at the same parameters.
 
     Every step is a function of (seed, step) and of the parameters, so a run that is stopped and
     resumed from its checkpoint gives the same result as one that was not.
@@ -99,34 +120,44 @@ def train(
     -------
     list of dict
         One entry a validation: ``step``, ``seconds`` so far, training ``loss`` and ``validation``
-        loss (means of the method's own loss).
+        loss (means of the method's own loss), and episodes ``skipped`` so far.
 
     Raises
     ------
     FloatingPointError
-        If the loss stops being finite; the message names the episode.
+        If a loss or a gradient stops being finite, unless diverged episodes are skipped; the
+        message names the episode.
     ValueError
-        If the checkpoint belongs to another run.
+        If the checkpoint belongs to another run, backbone or version, or if the method cannot
+        learn (see ``diagnose``).
     """
     trainable = [value for value in method.parameters() if value.requires_grad]
     optimiser = torch.optim.Adam(trainable, lr=training.rate)
     state = {"step": 0, "seconds": 0.0, "best": float("inf"), "waited": 0, "history": []}
+    state["skipped"] = 0
     best = copy.deepcopy(method.state_dict())
-    facts = {**asdict(training), "seed": seed, "shapes": [list(v.shape) for v in trainable]}
+    facts = _facts(method, training, seed)
     if checkpoint is not None and checkpoint.exists():
         state, best = _load(checkpoint, method, optimiser, facts)
+    elif training.updates:
+        diagnose(method, sources[0].draw(0))
+    engine = MetaBatch(method, training.engine, training.compile)
     recent, started = [], time.perf_counter()
     patience = math.inf if _is_sequential(method) else training.patience
     with torch.random.fork_rng(devices=[]):
         while state["step"] < training.updates and state["waited"] < patience:
-            recent.append(_update(method, optimiser, sources, training, seed, state["step"]))
+            losses = _update(engine, optimiser, sources, training, seed, state["step"])
+            finite = [loss for loss in losses if math.isfinite(loss)]
+            recent += finite
+            state["skipped"] += len(losses) - len(finite)
             state["step"] += 1
             if state["step"] % training.validate_every and state["step"] < training.updates:
                 continue
             loss = validation_loss(method, validation, training.validation_episodes)
             state["seconds"] += time.perf_counter() - started
-            entry = {key: state[key] for key in ("step", "seconds")}
-            state["history"].append({**entry, "loss": float(np.mean(recent)), "validation": loss})
+            entry = {key: state[key] for key in ("step", "seconds", "skipped")}
+            mean = float(np.mean(recent)) if recent else math.nan
+            state["history"].append({**entry, "loss": mean, "validation": loss})
             recent, started = [], time.perf_counter()
             better = loss < state["best"] or _is_sequential(method)
             state["waited"] = 0 if better else state["waited"] + 1
@@ -135,7 +166,7 @@ def train(
                 best = copy.deepcopy(method.state_dict())
             if progress is not None:
                 progress(state["step"], loss)
-            if checkpoint is not None:
+            if checkpoint is not None and rank() == 0:
                 _save(checkpoint, method, optimiser, best, state, facts)
     method.load_state_dict(best)
     method.eval()
@@ -143,20 +174,27 @@ def train(
 
 
 def validation_loss(method: nn.Module, validation: Sequence[Source], episodes: int) -> float:
-    """Mean loss over the same episodes whenever it is asked for."""
+    """Mean loss over the same episodes whenever it is asked for.
+
+    A method whose ``loss`` says nothing of its quality has a ``validation_loss`` besides.
+    """
     method.eval()
+    measure = getattr(method, "validation_loss", method.loss)
     each = max(episodes // len(validation), 1)
-    losses = []
-    for source in validation:
-        for index in range(each):
-            with torch.no_grad():
-                losses.append(method.loss(source.draw(index)).item())
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(
-                    f"the loss of validation episode {index} of {source.sampler.task.name} is "
-                    f"{losses[-1]}: lower the inner or the outer rate"
-                )
-    return float(np.mean(losses))
+    places = [(source, index) for source in validation for index in range(each)]
+    losses = torch.zeros(len(places), dtype=torch.float64)
+    for place in share(range(len(places))):
+        source, index = places[place]
+        with torch.no_grad():
+            losses[place] = measure(source.draw(index))
+    sum_over_processes([losses])
+    for (source, index), loss in zip(places, losses.tolist()):
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of validation episode {index} of {source.sampler.task.name} is "
+                f"{loss}: lower the inner or the outer rate"
+            )
+    return float(losses.mean())
 
 
 def _is_sequential(method: nn.Module) -> bool:
@@ -174,43 +212,109 @@ def _rate(method, sources, training: Training, step: int) -> float:
     return training.rate * (1 + math.cos(math.pi * phase)) / 2
 
 
-def _update(method, optimiser, sources, training: Training, seed: int, step: int) -> float:
-    """One outer step over a meta-batch; return its mean loss."""
+def _update(
+    engine: MetaBatch, optimiser, sources, training: Training, seed: int, step: int
+) -> list[float]:
+    """One outer step over a meta-batch; return the loss of each episode."""
+    method = engine.method
     method.train()
+    if hasattr(method, "progress"):
+        method.progress = step / training.updates
     torch.manual_seed(
         int(np.random.SeedSequence([seed, STREAM_DROPOUT, step]).generate_state(1)[0])
     )
     for group in optimiser.param_groups:
         group["lr"] = _rate(method, sources, training, step)
-    optimiser.zero_grad()
-    total = 0.0
+    optimiser.zero_grad(set_to_none=False)
     chosen = _choose(sources, method, training, seed, step)
-    for place, source in enumerate(chosen):
-        index = step * training.meta_batch + place
-        loss = method.loss(source.draw(index)) / training.meta_batch
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of episode {index} of {source.sampler.task.name} is {loss.item()} at "
-                f"step {step}: lower the inner or the outer rate"
-            )
-        loss.backward()
-        total += loss.item()
+    losses = torch.zeros(len(chosen), dtype=torch.float64)
+    own = share(range(len(chosen)))
+    first = step * training.meta_batch
+    drawn = [_draw(*chosen[place], first + place) for place in own]
+    losses[list(own)] = torch.tensor(engine.backward(drawn, len(chosen)), dtype=torch.float64)
     trainable = [value for group in optimiser.param_groups for value in group["params"]]
-    torch.nn.utils.clip_grad_norm_(trainable, training.clip)
-    optimiser.step()
-    return total
+    slopes = [value.grad for value in trainable if value.grad is not None]
+    sum_over_processes([losses])
+    sum_over_processes(slopes)
+    norm = torch.nn.utils.clip_grad_norm_(trainable, training.clip)
+    _stop_if_diverged(training, chosen, losses, norm, step)
+    if norm.isfinite():
+        optimiser.step()
+        return losses.tolist()
+    return [math.nan] * len(chosen)
 
 
-def _choose(sources, method, training: Training, seed: int, step: int) -> list[Source]:
-    """The sources of a step's episodes: drawn evenly over tasks, or one task after the other."""
+def _draw(source: Source, partner: Source, index: int) -> EpisodeBatch:
+    """An episode of a source, or support of one source and query of another."""
+    episode = source.draw(index)
+    if partner is source:
+        return episode
+    return EpisodeBatch(episode.support, partner.draw(index).query)
+
+
+def _stop_if_diverged(training: Training, chosen, losses: Tensor, norm: Tensor, step: int) -> None:
+    if training.diverged == "skip":
+        return
+    remedy = "lower the inner or the outer rate, or set diverged = 'skip'"
+    for place, ((source, _), loss) in enumerate(zip(chosen, losses.tolist())):
+        if not math.isfinite(loss):
+            index = step * training.meta_batch + place
+            raise FloatingPointError(
+                f"the loss of episode {index} of {source.sampler.task.name} is {loss} at step "
+                f"{step}: {remedy}"
+            )
+    if not norm.isfinite():
+        raise FloatingPointError(f"the gradient of step {step} has norm {norm.item()}: {remedy}")
+
+
+def _choose(
+    sources, method, training: Training, seed: int, step: int
+) -> list[tuple[Source, Source]]:
+    """Sources of a step's support and query sets: one task after the other, or drawn evenly.
+
+    Both sets come from one task, except for a method that ``pairs_tasks``.
+    """
     rng = np.random.default_rng([seed, STREAM_TASKS, step])
     names = _names(sources)
     turn = [names[step * len(names) // training.updates]]
+    by_name = {name: [s for s in sources if s.sampler.task.name == name] for name in names}
+
+    def one_of(own: list[Source]) -> Source:
+        return own[rng.integers(len(own))]
+
     chosen = []
     for name in rng.choice(turn if _is_sequential(method) else sorted(names), training.meta_batch):
-        own = [source for source in sources if source.sampler.task.name == name]
-        chosen.append(own[rng.integers(len(own))])
+        source = partner = one_of(by_name[name])
+        if getattr(method, "pairs_tasks", False):
+            partner = one_of(
+                by_name[rng.choice([other for other in sorted(names) if other != name])]
+            )
+        chosen.append((source, partner))
     return chosen
+
+
+def _facts(method, training: Training, seed: int) -> dict:
+    """What a checkpoint must agree on with the run that resumes from it."""
+    plan = asdict(training)
+    for key in ("engine", "compile"):  # they do not change the result
+        del plan[key]
+    return {
+        "metaser": __version__,
+        "method": type(method).__name__,
+        "seed": seed,
+        **plan,
+        "parameters": {name: list(value.shape) for name, value in method.named_parameters()},
+    }
+
+
+def _others(names: list[str], name: str) -> list[str]:
+    others = sorted(set(names) - {name})
+    if not others:
+        raise ValueError(
+            f"the method takes support and query sets from two source tasks, and {name} is the "
+            "only one: add a source"
+        )
+    return others
 
 
 def _save(path: Path, method, optimiser, best: dict, state: dict, facts: dict) -> None:

@@ -2,20 +2,32 @@
 
 import io
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
+from joblib import Parallel, delayed
 from rich.console import Console
 
 from metaser import benchmark, metrics
+from metaser import cluster as cluster_module
 from metaser.methods import METHODS
 from metaser.protocol import Protocol
 
 CLASSES = ["angry", "happy", "neutral", "sad"]
 VARYING = {"created", "train_seconds", "adapt_seconds"}
+IN_THREADS = {"processes": False, "protocol": "tcp://", "dashboard_address": ":0"}
 FACTS = {
     "name": "trial",
     "title": "A trial",
@@ -385,8 +397,6 @@ def test_a_random_split_is_scored_once_a_fraction(run, tmp_path):
 
 
 def test_the_seed_decides_the_initial_parameters_alone(tasks, plant):
-    import torch
-
     task = tasks["ur_synthetic"]
     materials = {"ur_synthetic": benchmark.Material(task, plant(task), ())}
     protocol = _protocol()
@@ -400,3 +410,138 @@ def test_the_seed_decides_the_initial_parameters_alone(tasks, plant):
     first, same, other = (method.model.backbone.layers[0][0].weight for method in built)
     assert torch.equal(first, same) and not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_networks_over_frames_get_the_cores_that_the_processes_leave(tasks, plant, monkeypatch):
+    monkeypatch.setattr(benchmark, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    task = tasks["ur_synthetic"]
+    vectors, frames = (
+        {task.name: benchmark.Material(task, plant(task, frames=count), ())} for count in (1, 3)
+    )
+    assert [benchmark._threads(frames, jobs) for jobs in (1, 3, 16)] == [8, 2, 1]
+    assert [benchmark._threads(vectors, jobs) for jobs in (1, 3, 16)] == [1, 1, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert benchmark._threads(frames, 1) == 3
+
+
+def test_a_job_uses_its_threads_and_puts_the_number_back(tasks, plant, monkeypatch):
+    task = tasks["ur_synthetic"]
+    materials = {task.name: benchmark.Material(task, plant(task), ())}
+    job = benchmark.Job("mel", ("majority",), (), (task.name,), 0)
+    monkeypatch.setattr(
+        benchmark, "score_cell", lambda *arguments: {"threads": torch.get_num_threads()}
+    )
+    before = torch.get_num_threads()
+    _, _, rows = benchmark.run_job(_protocol(), job, materials, frozenset(), before + 2)
+    assert [row["threads"] for row in rows] == [before + 2] * 2
+    assert torch.get_num_threads() == before
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory) -> Iterator[str]:
+    """Address of a Dask scheduler with two workers, three processes that talk over loopback."""
+    dask = pytest.importorskip("dask.distributed", reason='pip install "dask[distributed]"')
+    folder = tmp_path_factory.mktemp("cluster")
+    file, log = folder / "scheduler.json", folder / "log"
+
+    def start(*arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dask", *arguments, "--scheduler-file", str(file)]
+        with log.open("a") as output:
+            return subprocess.Popen([*command, "--no-dashboard"], stdout=output, stderr=output)
+
+    worker = ("worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder))
+    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0")]
+    try:
+        processes += [start(*worker) for _ in range(2)]
+        while not file.exists():
+            assert processes[0].poll() is None, log.read_text()
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        with dask.Client(address) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield address
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_a_job_that_the_cluster_cannot_load_ends_the_run(cluster):
+    class Unreadable:
+        def __reduce__(self):
+            return int, ("no number",)
+
+    with pytest.raises(ConnectionError, match="gave up.*different environments"):
+        with cluster_module.workplace(cluster, 1) as (place, _):
+            Parallel(**place)([delayed(repr)(Unreadable())])
+
+
+def test_a_cluster_that_loses_a_worker_midway_loses_and_doubles_no_row(run, cluster, tmp_path):
+    from dask.distributed import Client
+
+    def kill_a_busy_worker() -> int:
+        """Return how many rows there were when it was killed."""
+        rows, started = out / "rows.jsonl", time.monotonic()
+        with Client(cluster) as client:
+            processes = client.run(os.getpid)
+            while not rows.exists() or not any(client.processing().values()):
+                assert time.monotonic() < started + 60, "no worker was ever busy"
+                time.sleep(0.01)
+            victim = next(name for name, jobs in client.processing().items() if jobs)
+            os.kill(processes[victim], signal.SIGKILL)
+            return len(rows.read_text().splitlines())
+
+    protocol = _protocol(setups=_training(updates=20))
+    local, _ = run(tmp_path / "local", protocol)
+    out = tmp_path / "cluster"
+    with ThreadPoolExecutor() as pool:
+        known = pool.submit(kill_a_busy_worker)
+        rows, _ = run(out, protocol, scheduler=cluster)
+        assert 0 < known.result() < len(rows)
+    with Client(cluster) as client:
+        assert len(client.nthreads()) == 1
+    assert _scores(rows) == _scores(local)
+    assert not (out / "checkpoints").exists()
+
+
+def test_workers_with_several_threads_are_refused(run, tmp_path):
+    dask = pytest.importorskip("dask.distributed", reason='pip install "dask[distributed]"')
+    with dask.LocalCluster(1, threads_per_worker=2, **IN_THREADS) as cluster:
+        with pytest.raises(ValueError, match="one thread each.*--nthreads 1"):
+            run(tmp_path, scheduler=cluster.scheduler_address)
+
+
+def test_a_scheduler_without_workers_and_none_at_all_are_told_apart(run, tmp_path, monkeypatch):
+    dask = pytest.importorskip("dask.distributed", reason='pip install "dask[distributed]"')
+    monkeypatch.setattr(cluster_module, "PATIENCE", 1.0)
+    with dask.LocalCluster(1, **IN_THREADS) as cluster, dask.Client(cluster) as client:
+        address = cluster.scheduler_address
+        cluster.scale(0)
+        while client.nthreads():
+            time.sleep(0.01)
+        with pytest.raises(ConnectionError, match=f"has no workers.*dask worker {address}"):
+            run(tmp_path, scheduler=address)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for wrong in (address, f"tcp://127.0.0.1:{silent.getsockname()[1]}"):
+            with pytest.raises(ConnectionError, match=f"no Dask scheduler answers at {wrong}"):
+                run(tmp_path, scheduler=wrong)
+
+
+@pytest.mark.parametrize("address", ["localhost:8786", "http://localhost:8786", "dask"])
+def test_an_address_of_unknown_kind_is_refused(run, tmp_path, address):
+    with pytest.raises(ValueError, match=f"tcp://HOST:PORT.*ray://HOST:PORT.*not '{address}'"):
+        run(tmp_path, scheduler=address)
+
+
+@pytest.mark.parametrize(
+    "address, package, advice",
+    [
+        ("tcp://127.0.0.1:8786", "dask.distributed", r'pip install "dask\[distributed\]"'),
+        ("ray://127.0.0.1:10001", "ray", r'pip install "ray\[client\]"'),
+    ],
+)
+def test_a_package_that_is_missing_is_told(run, tmp_path, monkeypatch, address, package, advice):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"{address} needs.*{advice}"):
+        run(tmp_path, scheduler=address)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from metaser.backbones import MLP, Recurrent
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.losses import cross_entropy
-from metaser.methods.inner_loop import fine_tune, gradient_descent, predictor, support_loss
+from metaser.methods.inner_loop import fine_tune, gradient_descent, predictor, task_loss
 from metaser.methods.maml import MAML
 from metaser.model import Model
 
@@ -164,14 +164,14 @@ def test_second_order_agrees_with_a_network_unrolled_by_hand(episode):
 @pytest.mark.parametrize("second_order", [False, True])
 def test_equal_learnable_rates_are_maml(episode, second_order):
     plain = _maml(second_order=second_order)
-    learnt = _maml(second_order=second_order, learn_rates=True)
+    learnt = _maml(second_order=second_order, rates="element")
     _close(_gradients(learnt, episode), _gradients(plain, episode), 1e-10)
     assert all(value.grad.abs().sum() > 0 for value in learnt.log_rates.values())
     assert all(value.grad is None for value in plain.log_rates.values())
 
 
 def test_the_slope_of_a_learnable_rate_agrees_with_finite_differences(episode):
-    method = _maml(second_order=True, learn_rates=True)
+    method = _maml(second_order=True, rates="element")
     method.loss(episode).backward()
     with torch.no_grad():
         for value in method.log_rates.values():
@@ -216,7 +216,7 @@ def test_learn2learn_can_be_validated_without_gradients(episode):
 
 def test_learn2learn_refuses_learnable_rates_and_strange_back_ends_are_refused():
     with pytest.raises(ValueError, match="one fixed rate"):
-        _maml(back_end="learn2learn", learn_rates=True)
+        _maml(back_end="learn2learn", rates="element")
     with pytest.raises(ValueError, match="native.*learn2learn.*not 'higher'"):
         _maml(back_end="higher")
 
@@ -238,8 +238,10 @@ def test_gradient_descent_descends_and_changes_nothing(episode):
     losses = []
     with torch.no_grad():  # adapting needs gradients inside, whoever calls
         for steps in (0, 1, 5, 50):
-            adapted = gradient_descent(model, parameters, rates, episode.support, steps)
-            losses.append(float(support_loss(model, adapted, episode.support)))
+            adapted = gradient_descent(
+                lambda own: task_loss(model, own, episode.support), parameters, [rates] * steps
+            )
+            losses.append(float(task_loss(model, adapted, episode.support)))
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.1
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(value.grad is None for value in model.parameters())
@@ -249,7 +251,9 @@ def test_parameters_that_are_not_given_stay(episode):
     model = _model()
     own = {key: value for key, value in model.named_parameters() if key.startswith("head")}
     rates = {key: torch.tensor(0.3, dtype=torch.float64) for key in own}
-    adapted = gradient_descent(model, own, rates, episode.support, 2)
+    adapted = gradient_descent(
+        lambda given: task_loss(model, given, episode.support), own, [rates] * 2
+    )
     assert adapted.keys() == own.keys()
     assert all((adapted[key] != own[key]).any() for key in own)
 
@@ -258,7 +262,7 @@ def test_frozen_parameters_do_not_adapt(episode):
     model = _model()
     model.backbone.requires_grad_(False)
     method = _maml(model)
-    assert all(key.startswith("head") for key in method._adapted())
+    assert all(key.startswith("head") for key in method._own())
     method.loss(episode).backward()
     assert all(value.grad is None for value in model.backbone.parameters())
 
@@ -267,7 +271,7 @@ def test_fine_tuning_is_adam_on_the_cyclic_schedule(episode):
     """The rate runs from a fifth of its top to the top in 8 steps, and back in 8."""
     model, support = _model(), episode.support
     tuned = fine_tune(
-        lambda own, rows: support_loss(model, own, support[rows]),
+        lambda own, rows: task_loss(model, own, support[rows]),
         dict(model.named_parameters()),
         len(support),
         20,

@@ -79,11 +79,11 @@ def test_licence_is_the_same_everywhere(setup):
 
 def test_requirements_are_exactly_what_is_imported(setup):
     imported = set(_imported("metaser"))
-    assert imported == _declared(setup, "synthetic")
+    assert imported == _declared(setup, "synthetic", "cluster", "ray")
 
 
 def test_tests_import_nothing_that_is_not_declared(setup):
-    declared = _declared(setup, "synthetic", "test")
+    declared = _declared(setup, "synthetic", "cluster", "test")
     missing = {name: file for name, file in _imported("tests").items() if name not in declared}
     assert missing == {}
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from metaser.backbones.recurrence import recurrent
 from metaser.batch import Padded
 
 
@@ -33,6 +34,6 @@ class Recurrent(nn.Module):
 
     def forward(self, audio: Padded) -> Tensor:
         """Return embeddings (clips, dim)."""
-        states, _ = self.lstm(audio.values)
+        states = recurrent(self.lstm, audio.values, audio.mask)
         last = audio.mask.sum(dim=1) - 1
         return states[torch.arange(len(states), device=states.device), last]

@@ -8,15 +8,33 @@ from functools import partial
 
 from metaser.methods.baselines import Constant, LogisticRegression
 from metaser.methods.maml import MAML
+from metaser.methods.mldg import MLDG
 from metaser.methods.multitask import Multitask
+from metaser.methods.protonet import ProtoNet
+from metaser.methods.reptile import Reptile
+from metaser.methods.ridge import Ridge
 from metaser.methods.transfer import Transfer
 
 METHODS = {
     "metaser": MAML,
     "metaser_second_order": partial(MAML, second_order=True),
+    "maml": partial(MAML, second_order=True),
+    "fomaml": MAML,
+    "anil": partial(MAML, second_order=True, adapts="head"),
+    "boil": partial(MAML, second_order=True, adapts="backbone"),
+    "meta_sgd": partial(MAML, second_order=True, rates="element"),
+    "maml_plus_plus": partial(
+        MAML, second_order=True, rates="step", first_order_share=0.5, multi_step_share=0.15
+    ),
+    "proto_maml": partial(MAML, second_order=True, head="prototypes"),
+    "protonet": ProtoNet,
+    "ridge": Ridge,
+    "reptile": Reptile,
+    "mldg": MLDG,
     "multiser": Multitask,
     "transser": partial(Transfer, order="sequential", trainable="head"),
     "fine_tuning": Transfer,
+    "head_tuning": partial(Transfer, trainable="head"),
     "zero_shot": partial(Transfer, steps=0),
     "from_scratch": partial(Transfer, pretrain=False),
     "logistic_regression": LogisticRegression,

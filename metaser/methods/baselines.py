@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 from torch import Tensor
 
 from metaser.batch import Batch, Padded
-from metaser.methods.inner_loop import Predictor
+from metaser.methods.inner_loop import Predictor, check_support
 
 
 class Constant:
@@ -31,6 +31,7 @@ class Constant:
 
     def adapt(self, support: Batch) -> Predictor:
         """Return the guesser for the support set's classes."""
+        check_support(support)
         counts = torch.bincount(support.targets, minlength=len(support.classes))
         heard = zlib.crc32(_vectors(support.modalities).tobytes())
         rng = np.random.default_rng([self.seed, heard])
@@ -70,6 +71,7 @@ class LogisticRegression:
 
     def adapt(self, support: Batch) -> Predictor:
         """Fit to labelled clips of a language."""
+        check_support(support)
         values = [_vectors(batch.modalities) for batch in [support, *self.sources]]
         targets = [batch.targets.numpy() for batch in [support, *self.sources]]
         share = len(self.sources) or 1

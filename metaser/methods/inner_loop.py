@@ -1,67 +1,226 @@
-"""Adapting a model's parameters by gradient steps; the only place that knows second derivatives."""
+"""Adapting a model's parameters by gradient steps; the only place that knows second derivatives.
 
-from collections.abc import Callable
+Everything here takes one task or a stack of them (``metaser.batch.stack``): tensors of a stack have
+a leading dimension of tasks, and so have the parameters that adapt.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from metaser.batch import Batch, Padded
 from metaser.losses import cross_entropy
 
 Parameters = dict[str, Tensor]
+Inputs = dict[str, Padded] | Tensor
 Predictor = Callable[[dict[str, Padded]], Tensor]
 
 
-def support_loss(model: nn.Module, parameters: Parameters, batch: Batch) -> Tensor:
-    """Cross-entropy of ``batch`` under the model with other parameters put in place."""
-    scores = functional_call(model, parameters, (batch.modalities,))
-    return cross_entropy(scores, batch.targets, batch.classes)
+def adaptable(module: nn.Module, prefix: str = "") -> Parameters:
+    """Parameters that are not frozen and whose names begin with ``prefix``."""
+    return {
+        name: value
+        for name, value in module.named_parameters()
+        if value.requires_grad and name.startswith(prefix)
+    }
 
 
-def gradient_descent(
-    model: nn.Module,
-    parameters: Parameters,
-    rates: Parameters,
-    support: Batch,
-    steps: int,
-    second_order: bool = False,
-) -> Parameters:
-    """Return adapted copies of ``parameters``; the model itself is not changed.
+def check_support(support: Batch) -> None:
+    """Refuse a support set that shows one class only, from which nothing can be learnt."""
+    shown = support.targets.unique().tolist()
+    if len(shown) < 2:
+        raise ValueError(
+            f"the support set has {len(support)} clips of one class (index {shown}); adapting "
+            "needs labelled clips of at least two classes"
+        )
+
+
+def check_steps(**steps: int) -> None:
+    """Refuse a negative number of steps; 0 leaves the parameters as they are."""
+    for name, value in steps.items():
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, not {value}")
+
+
+def is_stack(batch: Batch) -> bool:
+    """Whether a batch holds the clips of several tasks."""
+    return batch.targets.dim() == 2
+
+
+def expand(parameters: Parameters, batch: Batch) -> Parameters:
+    """Views of the parameters as the start of an inner loop, for a stack one a task.
+
+    Inner gradients stop at the views, also where something else in the inner loss, such as class
+    means of embeddings, depends on the same parameters.
+    """
+    tasks = (len(batch.targets),) if is_stack(batch) else ()
+    with torch.enable_grad():
+        return {name: value.expand(*tasks, *value.shape) for name, value in parameters.items()}
+
+
+def call(module: nn.Module, parameters: Parameters, inputs: Inputs, stacked: bool) -> Tensor:
+    """Output of a module with other parameters put in place.
 
     Parameters
     ----------
-    model : nn.Module
-        Called with its other parameters as they are.
+    module : nn.Module
+        A model, or the part of it that takes ``inputs``; not changed.
     parameters : dict of str to Tensor
-        The parameters that adapt, by their names in the model.
-    rates : dict of str to Tensor
-        Step size of each, broadcastable to its parameter.
-    support : Batch
-        The labelled clips to adapt to.
-    steps : int
-        Full-batch gradient steps, at least 0.
+        By their names in the module, which keeps its own for the rest.
+    inputs : dict of str to Padded, or Tensor
+        Modalities for a model, embeddings (clips, dim) for a head.
+    stacked : bool
+        Inputs and parameters have a leading dimension of tasks: each task's clips meet the task's
+        own parameters.
+    """
+    if not stacked:
+        return functional_call(module, parameters, (inputs,))
+    if isinstance(inputs, Tensor):
+        return _vmap(lambda own, x: functional_call(module, own, (x,)))(parameters, inputs)
+    if not parameters:
+        return module(_flatten(inputs)).unflatten(0, _tasks_and_clips(inputs))
+
+    def one_task(own: Parameters, values: Parameters, masks: Parameters) -> Tensor:
+        modalities = {name: Padded(values[name], masks[name]) for name in values}
+        return functional_call(module, own, (modalities,))
+
+    values = {name: padded.values for name, padded in inputs.items()}
+    masks = {name: padded.mask for name, padded in inputs.items()}
+    return _vmap(one_task)(parameters, values, masks)
+
+
+def _vmap(function: Callable) -> Callable:
+    mapped = vmap(function, randomness="different")
+
+    def stacked(*arguments):
+        with _own_kernels():
+            return mapped(*arguments)
+
+    return stacked
+
+
+def _flatten(modalities: dict[str, Padded]) -> dict[str, Padded]:
+    """Clips of all tasks as one large batch."""
+    return {name: padded.map(lambda x: x.flatten(0, 1)) for name, padded in modalities.items()}
+
+
+def _tasks_and_clips(modalities: dict[str, Padded]) -> torch.Size:
+    return next(iter(modalities.values())).mask.shape[:2]
+
+
+def embed(model: nn.Module, batch: Batch) -> Tensor:
+    """Embeddings (..., clips, dim) under the model's own backbone, which all tasks share."""
+    if not is_stack(batch):
+        return model.backbone(**batch.modalities)
+    return model.backbone(**_flatten(batch.modalities)).unflatten(0, batch.targets.shape)
+
+
+def prototypes(embeddings: Tensor, support: Batch) -> Tensor:
+    """Class means (..., classes, dim) of embeddings (..., clips, dim); 0 for absent classes."""
+    members = functional.one_hot(support.targets, support.classes.shape[-1]).to(embeddings.dtype)
+    counts = members.sum(dim=-2).clamp(min=1).unsqueeze(-1)
+    return members.transpose(-1, -2) @ embeddings / counts
+
+
+def task_loss(
+    module: nn.Module, parameters: Parameters, batch: Batch, inputs: Inputs | None = None
+) -> Tensor:
+    """Cross-entropy of a batch under other parameters: a scalar, or (tasks,) for a stack.
+
+    ``inputs`` stands in for the batch's modalities where ``module`` is a head.
+    """
+    inputs = batch.modalities if inputs is None else inputs
+    scores = call(module, parameters, inputs, is_stack(batch))
+    return cross_entropy(scores, batch.targets, batch.classes)
+
+
+def descend(
+    loss: Callable[[Parameters], Tensor],
+    parameters: Parameters,
+    rates: Sequence[Parameters],
+    second_order: bool = False,
+    checkpoint: bool = False,
+) -> Iterator[Parameters]:
+    """Take gradient steps; yield the adapted parameters after each.
+
+    Parameters
+    ----------
+    loss : callable
+        From parameters to a scalar, or to one loss a task where they are stacked.
+    parameters : dict of str to Tensor
+        Where to start; not changed. Those that ``loss`` does not use stay as they are.
+    rates : sequence of dict of str to Tensor
+        One entry a step: the step size of each parameter, broadcastable to it.
     second_order : bool
         Keep the graph through the gradients, so that the result can be differentiated exactly.
         Otherwise the gradients count as constants (first-order approximation), while the result
         still depends on the initial parameters and on the rates.
+    checkpoint : bool
+        Keep only the parameters of each step and compute the rest again when it is differentiated:
+        the same gradient for about a third more time, and memory that hardly grows with the steps.
 
     References
     ----------
     Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
     ICML 2017, algorithm 1.
     """
-    with torch.enable_grad():
-        for _ in range(steps):
-            loss = support_loss(model, parameters, support)
-            gradients = torch.autograd.grad(
-                loss, list(parameters.values()), create_graph=second_order, materialize_grads=True
-            )
-            parameters = {
-                name: value - rates[name] * gradient
-                for (name, value), gradient in zip(parameters.items(), gradients)
-            }
-    return parameters
+
+    def step(parameters: Parameters, rates: Parameters) -> Parameters:
+        gradients = _gradients(loss, parameters, second_order)
+        return {name: value - rates[name] * gradients[name] for name, value in parameters.items()}
+
+    parameters = {  # whoever calls without gradients has made some that have none
+        name: value if value.requires_grad else value.detach().requires_grad_()
+        for name, value in parameters.items()
+    }
+    for own in rates:
+        with torch.enable_grad():
+            if checkpoint and second_order:
+                parameters = checkpointed(step, parameters, own, use_reentrant=False)
+            else:
+                parameters = step(parameters, own)
+        yield parameters
+
+
+def gradient_descent(loss, parameters: Parameters, rates, **options) -> Parameters:
+    """Return the parameters after the last step of ``descend``."""
+    return deque(chain([parameters], descend(loss, parameters, rates, **options)), maxlen=1).pop()
+
+
+def _gradients(loss, parameters: Parameters, second_order: bool) -> Parameters:
+    if torch.compiler.is_compiling():
+        gradients = torch.func.grad(lambda own: loss(own).sum())(parameters)
+        if second_order:
+            return gradients
+        return {name: value.detach() for name, value in gradients.items()}
+    with _own_kernels() if second_order else nullcontext():
+        total = loss(parameters).sum()
+        values = list(parameters.values())
+        gradients = torch.autograd.grad(
+            total, values, create_graph=second_order, materialize_grads=True
+        )
+    return dict(zip(parameters, gradients))
+
+
+@contextmanager
+def _own_kernels() -> Iterator[None]:
+    """Keep to kernels that can be stacked and differentiated twice.
+
+    Fused attention and cuDNN's recurrent layers cannot; ``backbones.recurrence`` heeds this, too.
+    """
+    if torch.compiler.is_compiling():
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield
 
 
 def fine_tune(
@@ -116,9 +275,9 @@ def tune_all(model: nn.Module, support: Batch, steps: int, rate: float) -> Predi
     """Fine-tune all parameters on a support set by ``fine_tune``."""
 
     def loss(tuned: Parameters, rows: Tensor) -> Tensor:
-        return support_loss(model, tuned, support[rows])
+        return task_loss(model, tuned, support[rows])
 
-    tuned = fine_tune(loss, dict(model.named_parameters()), len(support), steps, rate)
+    tuned = fine_tune(loss, adaptable(model), len(support), steps, rate)
     return predictor(model, tuned, support.classes)
 
 
@@ -134,13 +293,13 @@ def tune_head(
     ``loss(scores, targets, classes)`` is the scalar loss; the rest is as in ``fine_tune``.
     """
     with torch.no_grad():
-        embeddings = model.backbone(**support.modalities)
+        embeddings = embed(model, support)
 
     def head_loss(tuned: Parameters, rows: Tensor) -> Tensor:
         scores = functional_call(model.head, tuned, (embeddings[rows],))
         return loss(scores, support.targets[rows], support.classes)
 
-    tuned = fine_tune(head_loss, dict(model.head.named_parameters()), len(support), steps, rate)
+    tuned = fine_tune(head_loss, adaptable(model.head), len(support), steps, rate)
     whole = {f"head.{name}": value for name, value in tuned.items()}
     return predictor(model, whole, support.classes)
 

@@ -1,4 +1,6 @@
-"""Model-agnostic meta-learning: MetaSER's trainer, around any backbone."""
+"""Model-agnostic meta-learning and its relatives, around any backbone: MetaSER's trainer."""
+
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -6,45 +8,78 @@ from torch import Tensor, nn
 from metaser.batch import Batch, EpisodeBatch
 from metaser.losses import cross_entropy
 from metaser.methods.inner_loop import (
+    Inputs,
+    Parameters,
     Predictor,
+    adaptable,
+    check_steps,
+    check_support,
+    descend,
+    embed,
+    expand,
     gradient_descent,
     predictor,
-    support_loss,
+    prototypes,
+    task_loss,
     tune_all,
 )
 from metaser.model import Model
 
+RATES = ("fixed", "element", "step")
+ADAPTS = ("all", "head", "backbone")
+HEADS = ("learned", "prototypes")
 BACK_ENDS = ("native", "learn2learn")
 
 
 class MAML(nn.Module):
     """Learn an initialisation from which a few gradient steps suffice.
 
+    With the arguments as they stand it is first-order MAML (FOMAML), the paper's choice; each
+    relative is a switch.
+
     Parameters
     ----------
     model : Model
         Any backbone and head.
     inner_steps : int
-        Gradient steps on the support set while training.
+        Gradient steps on the support set while training, at least 0.
     adapt_steps : int
-        Gradient steps on the support set of a new language.
+        Gradient steps on the support set of a new language, at least 0.
     adapt_rate : float, optional
         Adapt to a new language by Adam in batches, with this highest rate of the cyclic schedule
         that the other methods are fine-tuned with, instead of by inner-loop steps: for support
         sets of hundreds of clips.
     inner_rate : float
-        Step size of the inner loop; with ``learn_rates`` its initial value.
-    learn_rates : bool
-        Learn one step size a parameter along with the initialisation (Meta-SGD).
+        Step size of the inner loop, above 0; where rates are learnt, their initial value.
+    rates : {"fixed", "element", "step"}
+        Keep the step size, or learn it along with the initialisation: one for each element of
+        each parameter (Meta-SGD), or one for each parameter and inner step (MAML++), of which
+        steps beyond ``inner_steps`` take the last.
     second_order : bool
-        Differentiate through the inner gradients; otherwise first-order MAML, the paper's choice.
+        Differentiate through the inner gradients.
+    first_order_share : float
+        Share of the training, in [0, 1], after which second derivatives set in (MAML++).
+    multi_step_share : float
+        Share of the training, in [0, 1], in which the query loss after every inner step counts,
+        less and less, besides the loss after the last (MAML++).
+    adapts : {"all", "head", "backbone"}
+        What the inner loop changes: everything, the head alone (ANIL; the backbone then runs once
+        an episode), or the backbone alone (BOIL).
+    head : {"learned", "prototypes"}
+        Where the head starts: from a learnt state, or in each episode from the class means of the
+        support set's embeddings (Proto-MAML).
+    checkpoint_steps : bool
+        Under second order, compute the inner steps again in the backward pass instead of keeping
+        them: the same gradient in less memory.
     back_end : {"native", "learn2learn"}
-        Who runs the inner loop while training. learn2learn has one fixed rate.
+        Who runs the inner loop while training. learn2learn has plain MAML with one fixed rate.
 
     References
     ----------
-    Finn, Abbeel, Levine, ICML 2017; Li et al., "Meta-SGD", arXiv:1707.09835; Chopra et al.,
-    "Meta-Learning for Low-Resource Speech Emotion Recognition", ICASSP 2021.
+    Finn, Abbeel, Levine, ICML 2017 (MAML); Li et al., arXiv:1707.09835 (Meta-SGD); Antoniou,
+    Edwards, Storkey, ICLR 2019 (MAML++); Raghu et al., ICLR 2020 (ANIL); Oh et al., ICLR 2021
+    (BOIL); Triantafillou et al., ICLR 2020 (Proto-MAML); Chopra et al., "Meta-Learning for
+    Low-Resource Speech Emotion Recognition", ICASSP 2021.
     """
 
     ADAPTATION = frozenset({"adapt_steps", "adapt_rate"})
@@ -57,60 +92,134 @@ class MAML(nn.Module):
         adapt_steps: int = 10,
         adapt_rate: float | None = None,
         inner_rate: float = 0.1,
-        learn_rates: bool = False,
+        rates: str = "fixed",
         second_order: bool = False,
+        first_order_share: float = 0.0,
+        multi_step_share: float = 0.0,
+        adapts: str = "all",
+        head: str = "learned",
+        checkpoint_steps: bool = False,
         back_end: str = "native",
     ):
         super().__init__()
-        if back_end not in BACK_ENDS:
-            raise ValueError(f"back_end must be one of {BACK_ENDS}, not {back_end!r}")
+        for name, value, known in (
+            ("rates", rates, RATES),
+            ("adapts", adapts, ADAPTS),
+            ("head", head, HEADS),
+            ("back_end", back_end, BACK_ENDS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, not {value!r}")
+        check_steps(inner_steps=inner_steps, adapt_steps=adapt_steps)
         if not inner_rate > 0:
             raise ValueError(f"inner_rate must be above 0, not {inner_rate}")
-        if back_end == "learn2learn" and learn_rates:
-            raise ValueError("learn2learn's MAML has one fixed rate: set learn_rates = false")
+        if adapts == "backbone" and head == "prototypes":
+            raise ValueError("a head of prototypes adapts: adapts must be 'all' or 'head'")
+        plain = (rates, adapts, head, first_order_share, multi_step_share)
+        if back_end == "learn2learn" and plain != ("fixed", "all", "learned", 0, 0):
+            raise ValueError(
+                "learn2learn has plain MAML with one fixed rate: leave rates, adapts, head, "
+                "first_order_share and multi_step_share as they are, or use the native back end"
+            )
         self.model = model
         self.inner_steps = inner_steps
         self.adapt_steps = adapt_steps
         self.adapt_rate = adapt_rate
+        self.rates = rates
         self.second_order = second_order
+        self.first_order_share = first_order_share
+        self.multi_step_share = multi_step_share
+        self.adapts = adapts
+        self.head = head
+        self.checkpoint_steps = checkpoint_steps
         self.back_end = back_end
-        shapes = {
-            name: value.shape if learn_rates else () for name, value in self._adapted().items()
-        }
+        self.stackable = back_end == "native"
+        self.progress = 1.0
+        if head == "prototypes":
+            model.head = nn.Linear(model.backbone.dim, model.classes)
         self.log_rates = nn.ParameterDict(
             {
                 name.replace(".", "/"): nn.Parameter(
-                    torch.full(shape, inner_rate).log(), requires_grad=learn_rates
+                    torch.full(self._rate_shape(value), inner_rate).log(),
+                    requires_grad=rates != "fixed",
                 )
-                for name, shape in shapes.items()
+                for name, value in self._own().items()
             }
         )
+        if head == "prototypes":  # each episode makes its own
+            model.head.requires_grad_(False)
 
-    def _adapted(self) -> dict[str, nn.Parameter]:
-        """The parameters of the inner loop, by name."""
-        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+    def _rate_shape(self, value: Tensor) -> tuple[int, ...]:
+        per_step = (max(self.inner_steps, 1),)
+        return {"fixed": (), "element": tuple(value.shape), "step": per_step}[self.rates]
 
-    def _rates(self) -> dict[str, Tensor]:
-        return {name.replace("/", "."): value.exp() for name, value in self.log_rates.items()}
+    def _part(self) -> nn.Module:
+        """What the inner loop runs."""
+        return self.model.head if self.adapts == "head" else self.model
+
+    def _own(self) -> Parameters:
+        """The learnt parameters that the inner loop changes, by their names in ``_part``."""
+        return adaptable(self._part(), "backbone." if self.adapts == "backbone" else "")
+
+    def _start(self, support: Batch) -> Parameters:
+        """Parameters before the first inner step."""
+        start = expand(self._own(), support)
+        if self.head == "prototypes":
+            prefix = "" if self.adapts == "head" else "head."
+            centres = prototypes(embed(self.model, support), support)
+            start[f"{prefix}weight"] = 2 * centres
+            start[f"{prefix}bias"] = -centres.square().sum(dim=-1)
+        return start
+
+    def _inputs(self, batch: Batch) -> Inputs:
+        return embed(self.model, batch) if self.adapts == "head" else batch.modalities
+
+    def _rates(self, steps: int) -> list[Parameters]:
+        """Step sizes of each step."""
+        rates = {name.replace("/", "."): value.exp() for name, value in self.log_rates.items()}
+        if self.rates != "step":
+            return [rates] * steps
+        last = max(self.inner_steps, 1) - 1
+        return [
+            {name: own[min(step, last)] for name, own in rates.items()} for step in range(steps)
+        ]
+
+    def _step_weights(self, progress: float) -> list[float]:
+        """Weight of the query loss before the first and after each inner step; their sum is 1."""
+        if self.inner_steps == 0 or progress >= self.multi_step_share:
+            return [0.0] * self.inner_steps + [1.0]
+        early = (1 - progress / self.multi_step_share) / self.inner_steps
+        others = self.inner_steps - 1
+        return [0.0] + [early] * others + [1 - early * others]
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
-        """Query loss after adapting to the support set, differentiable in the initialisation."""
+        """Query loss after adapting to the support set, differentiable in the initialisation.
+
+        A scalar, or one value a task for a stack of episodes. ``progress``, the share of the
+        training that is over, is set by the outer loop.
+        """
         if self.back_end == "learn2learn":
             return self._learn2learn_loss(episode)
-        adapted = gradient_descent(
-            self.model,
-            self._adapted(),
-            self._rates(),
-            episode.support,
-            self.inner_steps,
-            self.second_order,
+        progress = self.progress if self.training else 1.0
+        part, start = self._part(), self._start(episode.support)
+        support, query = self._inputs(episode.support), self._inputs(episode.query)
+        path = descend(
+            lambda own: task_loss(part, own, episode.support, support),
+            start,
+            self._rates(self.inner_steps),
+            self.second_order and progress >= self.first_order_share,
+            self.checkpoint_steps,
         )
-        return support_loss(self.model, adapted, episode.query)
+        return sum(
+            weight * task_loss(part, adapted, episode.query, query)
+            for weight, adapted in zip(self._step_weights(progress), chain([start], path))
+            if weight > 0
+        )
 
     def _learn2learn_loss(self, episode: EpisodeBatch) -> Tensor:
         from metaser.methods.learn2learn import maml
 
-        rate = float(next(iter(self._rates().values())))
+        rate = float(next(iter(self._rates(1)[0].values())))
         learner = maml()(self.model, lr=rate, first_order=not self.second_order, allow_unused=True)
         support = episode.support
         with torch.enable_grad():
@@ -124,9 +233,15 @@ class MAML(nn.Module):
 
     def adapt(self, support: Batch) -> Predictor:
         """Adapt to labelled clips of a language; the method itself stays as it is."""
+        check_support(support)
         if self.adapt_rate is not None:
             return tune_all(self.model, support, self.adapt_steps, self.adapt_rate)
+        part = self._part()
+        with torch.no_grad():
+            start, inputs = self._start(support), self._inputs(support)
         adapted = gradient_descent(
-            self.model, self._adapted(), self._rates(), support, self.adapt_steps
+            lambda own: task_loss(part, own, support, inputs), start, self._rates(self.adapt_steps)
         )
-        return predictor(self.model, adapted, support.classes)
+        prefix = "head." if self.adapts == "head" else ""
+        whole = {f"{prefix}{name}": value for name, value in adapted.items()}
+        return predictor(self.model, whole, support.classes)

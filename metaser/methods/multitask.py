@@ -5,7 +5,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaser.batch import Batch, EpisodeBatch
-from metaser.methods.inner_loop import Predictor, tune_head
+from metaser.methods.inner_loop import (
+    Predictor,
+    call,
+    check_steps,
+    check_support,
+    is_stack,
+    tune_head,
+)
 from metaser.model import Model
 
 
@@ -67,6 +74,7 @@ class Multitask(nn.Module):
     """Arguments that matter only after training."""
 
     order = "mixed"
+    stackable = True
 
     def __init__(
         self,
@@ -77,6 +85,7 @@ class Multitask(nn.Module):
         rate: float = 1e-3,
     ):
         super().__init__()
+        check_steps(steps=steps)
         self.model = model
         self.model.head = ClassHeads(model.backbone.dim, model.classes, hidden)
         self.sharing = sharing
@@ -86,14 +95,18 @@ class Multitask(nn.Module):
     def loss(self, episode: EpisodeBatch) -> Tensor:
         """Mean binary cross-entropy of the classes, and the pull between their dense layers."""
         batch = episode.joined()
-        loss = _one_against_rest(self.model(batch.modalities), batch.targets, batch.classes)
+        scores = call(self.model, {}, batch.modalities, is_stack(batch))
+        loss = _one_against_rest(scores, batch.targets, batch.classes)
         return loss + self.sharing * self.model.head.spread()
 
     def adapt(self, support: Batch) -> Predictor:
         """Fine-tune the dense layers on labelled clips; the method itself stays as it is."""
+        check_support(support)
         return tune_head(self.model, support, _one_against_rest, self.steps, self.rate)
 
 
 def _one_against_rest(scores: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
-    wanted = functional.one_hot(targets, scores.shape[1]).to(scores.dtype)
-    return functional.binary_cross_entropy_with_logits(scores[:, classes], wanted[:, classes])
+    """Mean binary cross-entropy over clips and the classes that a task has, one value a task."""
+    wanted = functional.one_hot(targets, scores.shape[-1]).to(scores.dtype)
+    each = functional.binary_cross_entropy_with_logits(scores, wanted, reduction="none")
+    return (each.mean(dim=-2) * classes).sum(dim=-1) / classes.sum(dim=-1)

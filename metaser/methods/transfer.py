@@ -4,7 +4,14 @@ from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
 from metaser.losses import cross_entropy
-from metaser.methods.inner_loop import Predictor, tune_all, tune_head
+from metaser.methods.inner_loop import (
+    Predictor,
+    check_steps,
+    check_support,
+    task_loss,
+    tune_all,
+    tune_head,
+)
 from metaser.model import Model
 
 
@@ -35,6 +42,8 @@ class Transfer(nn.Module):
     ADAPTATION = frozenset({"trainable", "steps", "rate"})
     """Arguments that matter only after training."""
 
+    stackable = True
+
     def __init__(
         self,
         model: Model,
@@ -49,6 +58,7 @@ class Transfer(nn.Module):
             raise ValueError(f"order must be 'sequential' or 'mixed', not {order!r}")
         if trainable not in ("head", "all"):
             raise ValueError(f"trainable must be 'head' or 'all', not {trainable!r}")
+        check_steps(steps=steps)
         self.model = model
         self.order = order
         self.pretrain = pretrain
@@ -58,11 +68,11 @@ class Transfer(nn.Module):
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
         """Cross-entropy over all clips of the episode."""
-        batch = episode.joined()
-        return cross_entropy(self.model(batch.modalities), batch.targets, batch.classes)
+        return task_loss(self.model, {}, episode.joined())
 
     def adapt(self, support: Batch) -> Predictor:
         """Fine-tune on labelled clips of a language; the method itself stays as it is."""
+        check_support(support)
         if self.trainable == "head":
             return tune_head(self.model, support, cross_entropy, self.steps, self.rate)
         return tune_all(self.model, support, self.steps, self.rate)

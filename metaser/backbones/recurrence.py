@@ -1,0 +1,354 @@
+"""Recurrent layers under ``torch.func.vmap``, with first and second derivatives on any device.
+
+The parameters stay those of ``nn.LSTM`` and ``nn.GRU``, whose own computation cannot be mapped
+over tasks and, with cuDNN, cannot be differentiated twice.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+
+
+def recurrent(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
+    """States of the last layer, from a zero initial state.
+
+    Inside ``torch.backends.cudnn.flags(enabled=False)``, which is how PyTorch is asked for
+    recurrent layers that can be differentiated twice, when compiling, and in both directions it is
+    computed here; else by the module itself, which is faster where one derivative is enough.
+
+    Parameters
+    ----------
+    module : nn.LSTM or nn.GRU
+        Holds the parameters; ``batch_first``, with biases, without dropout or projection.
+    values : Tensor
+        (clips, frames, channels).
+    mask : Tensor
+        (clips, frames) bool; real frames come first. The reverse direction starts at the last.
+
+    Returns
+    -------
+    Tensor
+        (clips, frames, hidden), with both directions (clips, frames, 2 x hidden). States of frames
+        that are not real mean nothing.
+    """
+    if module.dropout or module.proj_size or not (module.bias and module.batch_first):
+        raise ValueError(
+            "supported are recurrent layers with batch_first=True, bias=True, dropout=0 and "
+            f"proj_size=0, not {module}"
+        )
+    stock = torch.backends.cudnn.enabled and not torch.compiler.is_compiling()
+    if stock and not module.bidirectional:  # the reverse direction would start in the padding
+        return module(values)[0]
+    layer = _lstm if isinstance(module, nn.LSTM) else _gru
+    sequence = values.transpose(0, 1)
+    for index in range(module.num_layers):
+        states = layer(sequence, *_parameters(module, f"l{index}"))
+        if module.bidirectional:
+            back = layer(_turn(sequence, mask), *_parameters(module, f"l{index}_reverse"))
+            states = torch.cat([states, _turn(back, mask)], dim=-1)
+        sequence = states
+    return sequence.transpose(0, 1)
+
+
+def _parameters(module: nn.Module, suffix: str) -> list[Tensor]:
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    return [getattr(module, f"{name}_{suffix}") for name in names]
+
+
+def _turn(sequence: Tensor, mask: Tensor) -> Tensor:
+    """Reverse the real frames of (frames, clips, channels) and leave the others in place."""
+    frames = torch.arange(len(sequence), device=sequence.device)
+    count = mask.sum(dim=1, keepdim=True)
+    source = torch.where(frames < count, count - 1 - frames, frames)
+    return sequence.gather(0, source.mT.unsqueeze(-1).expand(sequence.shape))
+
+
+def _gru(
+    sequence: Tensor, weight_in: Tensor, weight_state: Tensor, bias_in: Tensor, bias_state: Tensor
+) -> Tensor:
+    """One GRU layer, (frames, clips, channels) to (frames, clips, hidden)."""
+    hidden = weight_state.shape[1]
+    inputs = sequence @ weight_in.mT + bias_in
+    state = torch.zeros_like(inputs[0, :, :hidden])
+    states = []
+    for drive in inputs.unbind():
+        recall = state @ weight_state.mT + bias_state
+        reset, update = (drive + recall)[:, : 2 * hidden].sigmoid().chunk(2, dim=-1)
+        candidate = (drive[:, 2 * hidden :] + reset * recall[:, 2 * hidden :]).tanh()
+        state = candidate + update * (state - candidate)
+        states.append(state)
+    return torch.stack(states)
+
+
+def _lstm(
+    sequence: Tensor, weight_in: Tensor, weight_state: Tensor, bias_in: Tensor, bias_state: Tensor
+) -> Tensor:
+    """One LSTM layer, (frames, clips, channels) to (frames, clips, hidden)."""
+    scale = torch.ones_like(bias_in)
+    scale.view(4, -1)[2] = -2  # see _LSTM
+    parameters = (
+        weight_in * scale.unsqueeze(-1),
+        weight_state * scale.unsqueeze(-1),
+        (bias_in + bias_state) * scale,
+    )
+    states, *_ = _LSTM.apply(sequence.unsqueeze(0), *(value.unsqueeze(0) for value in parameters))
+    return states[0, 1:]
+
+
+class _LSTM(Function):
+    """One LSTM layer written with sigmoids alone: tanh(x) = 1 - 2 sigmoid(-2x).
+
+    PyTorch's tanh takes several times longer than its sigmoid. The candidate's weights come times
+    -2, so that with its gate g
+
+        (i, f, g, o) = sigmoid(a),  a = W x + U h' + b
+        c = f c' + i (1 - 2g)
+        h = o (1 - 2 sigmoid(-2c))
+
+    States and cells come after a frame of zeros, so that frame t of them is before frame t of the
+    inputs. ``_blocks`` and ``_after`` give both.
+    """
+
+    @staticmethod
+    def forward(inputs, weight_in, weight_state, bias):
+        tasks, frames, clips, _ = inputs.shape
+        hidden = weight_state.shape[2]
+        gates = inputs.new_empty(tasks, frames, clips, 4 * hidden)
+        states, cells = inputs.new_empty(2, tasks, frames + 1, clips, hidden).unbind()
+        state, cell = states[:, 0].zero_(), cells[:, 0].zero_()
+        for block in _blocks(gates):
+            gate = gates[:, block]
+            gate.flatten(1, 2).copy_(bias.unsqueeze(1)).baddbmm_(
+                inputs[:, block].flatten(1, 2), weight_in.mT
+            )
+            steps = _frames(
+                gate, *gate.chunk(4, dim=-1), states[:, _after(block)], cells[:, _after(block)]
+            )
+            for a, i, f, g, o, next_state, next_cell in steps:
+                a.baddbmm_(state, weight_state.mT).sigmoid_()
+                torch.addcmul(i, i, g, value=-2, out=next_cell).addcmul_(f, cell)
+                state, cell = next_state, next_cell
+                torch.mul(cell, -2, out=state).sigmoid_()
+                torch.addcmul(o, o, state, value=-2, out=state)
+        return states, gates, cells
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, *output)
+
+    @staticmethod
+    def backward(ctx, grad_states, *_):
+        if grad_states is None:
+            return (None,) * 4
+        return _LSTMBackward.apply(grad_states, *ctx.saved_tensors, ctx.needs_input_grad[0])[:4]
+
+    @staticmethod
+    def vmap(info, in_dims, *operands):
+        return _more_tasks(_LSTM.apply, info.batch_size, in_dims, operands)
+
+
+class _LSTMBackward(Function):
+    """Gradients of ``_LSTM``, themselves differentiable.
+
+    With the step linearised as
+
+        dc = f dc' + L_i da_i + L_f da_f + L_g da_g
+        dh = q dc + L_o da_o
+
+    the gradients come from its adjoint, run back in time. They are the derivative of <G, h> for the
+    incoming G. Hence the backward of this function, with the cotangents of the gradients as a
+    direction, is the gradient of <G, dh> for the tangent dh in that direction: the tangent of the
+    forward pass, then the tangent of the adjoint, which is the adjoint with further sources.
+    """
+
+    @staticmethod
+    def forward(grad, inputs, weight_in, weight_state, bias, states, gates, cells, needs_inputs):
+        grad_states = grad[:, 1:].clone(memory_format=torch.contiguous_format)
+        grad_cells = torch.zeros_like(grad_states)
+        grad_inputs = torch.empty_like(inputs) if needs_inputs else None
+        grad_in, grad_state, grad_bias = map(torch.zeros_like, (weight_in, weight_state, bias))
+        for block, grad_gates in _adjoint(gates, cells, weight_state, grad_states, grad_cells):
+            if needs_inputs:
+                grad_input = torch.bmm(grad_gates, weight_in)
+                grad_inputs[:, block] = grad_input.view(inputs[:, block].shape)
+            grad_in.baddbmm_(grad_gates.mT, inputs[:, block].flatten(1, 2))
+            grad_state.baddbmm_(grad_gates.mT, states[:, block].flatten(1, 2))
+            grad_bias += grad_gates.sum(dim=1)
+        return grad_inputs, grad_in, grad_state, grad_bias, grad_states, grad_cells
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(*output[4:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[1:-1], *output[4:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, way_inputs, way_in, way_state, way_bias, *_):
+        inputs, weight_in, weight_state, bias, states, gates, cells, grad_states, grad_cells = (
+            ctx.saved_tensors
+        )
+        way_in, way_state, way_bias = (
+            torch.zeros_like(value) if way is None else way
+            for way, value in ((way_in, weight_in), (way_state, weight_state), (way_bias, bias))
+        )
+        way_gates = torch.empty_like(gates)
+        way_states, way_cells, more_states, more_cells = map(
+            torch.zeros_like, (states, cells, states, cells)
+        )
+        grad_inputs = torch.empty_like(inputs)
+        grad_in, grad_state, grad_bias = map(torch.zeros_like, (weight_in, weight_state, bias))
+        state, cell = way_states[:, 0], way_cells[:, 0]
+        for block in _blocks(gates):
+            gate, way = gates[:, block], way_gates[:, block]
+            after = _after(block)
+            flat = way.flatten(1, 2)
+            flat.copy_(way_bias.unsqueeze(1)).baddbmm_(
+                inputs[:, block].flatten(1, 2), way_in.mT
+            ).baddbmm_(states[:, block].flatten(1, 2), way_state.mT)
+            if way_inputs is not None:
+                flat.baddbmm_(way_inputs[:, block].flatten(1, 2), weight_in.mT)
+            slopes, q = _linearise(gate, cells[:, block], cells[:, after])
+            i, f, g, o = gate.chunk(4, dim=-1)
+            steps = _frames(way, slopes, f, q, way_states[:, after], way_cells[:, after])
+            for way_gate, slope, forget, q_, next_state, next_cell in steps:
+                way_gate.baddbmm_(state, weight_state.mT)
+                from_i, from_f, from_g, from_o = (way_gate * slope).chunk(4, dim=-1)
+                torch.add(from_i, from_f, out=next_cell).add_(from_g).addcmul_(forget, cell)
+                state, cell = next_state, next_cell
+                torch.addcmul(from_o, q_, cell, out=state)
+            # How the slopes change makes the sources.
+            dh, dc = grad_states[:, block], grad_cells[:, block]
+            r = torch.mul(cells[:, after], -2).sigmoid_()
+            way_i, way_f, way_g, way_o = _times_slope(way, gate).chunk(4, dim=-1)
+            way_r = _times_slope(way_cells[:, after] * -2, r)
+            changes = _factors(way_i, way_cells[:, block], way_g, way_r)
+            changes = _spread(_times_slope(changes, gate), dc, dh)
+            grad_gates = _spread(slopes, dc, dh)
+            way.mul_(grad_gates).addcmul_(way, gate, value=-2).add_(changes)
+            way_r.mul_(o).addcmul_(way_r, r, value=-2).add_(_times_slope(way_o, r))
+            torch.mul(way_r.mul_(4), dh, out=more_cells[:, after])
+            more_cells[:, block].addcmul_(way_f, dc)
+            flat = grad_gates.flatten(1, 2)
+            more_states[:, block] = torch.bmm(flat, way_state).view(dh.shape)
+            grad_inputs[:, block] = torch.bmm(flat, way_in).view(inputs[:, block].shape)
+            if way_inputs is not None:
+                grad_in.baddbmm_(flat.mT, way_inputs[:, block].flatten(1, 2))
+            grad_state.baddbmm_(flat.mT, way_states[:, block].flatten(1, 2))
+        chain = _adjoint(
+            gates, cells, weight_state, more_states[:, 1:], more_cells[:, 1:], way_gates
+        )
+        for block, flat in chain:
+            grad_inputs[:, block] += torch.bmm(flat, weight_in).view(inputs[:, block].shape)
+            grad_in.baddbmm_(flat.mT, inputs[:, block].flatten(1, 2))
+            grad_state.baddbmm_(flat.mT, states[:, block].flatten(1, 2))
+            grad_bias += flat.sum(dim=1)
+        return (way_states, grad_inputs, grad_in, grad_state, grad_bias, *[None] * 4)
+
+    @staticmethod
+    def vmap(info, in_dims, *operands):
+        return _more_tasks(_LSTMBackward.apply, info.batch_size, in_dims, operands)
+
+
+def _more_tasks(function, size: int, in_dims: tuple, operands: tuple) -> tuple[tuple, tuple]:
+    """Give vmap's ``size`` to the leading task dimension of all tensors; outputs and their dims."""
+
+    def join(operand, dim):
+        if not isinstance(operand, Tensor):
+            return operand
+        if dim is None:
+            operand, dim = operand.expand(size, *operand.shape), 0
+        return operand.movedim(dim, 0).flatten(0, 1)
+
+    outputs = function(*map(join, operands, in_dims))
+    outputs = tuple(None if o is None else o.unflatten(0, (size, -1)) for o in outputs)
+    return outputs, tuple(None if o is None else 0 for o in outputs)
+
+
+def _adjoint(
+    gates: Tensor,
+    cells: Tensor,
+    weight_state: Tensor,
+    grad_states: Tensor,
+    grad_cells: Tensor,
+    sources: Tensor | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Run the adjoint back in time, in place; yield blocks and their gradients of the gates.
+
+    Gradients of states, cells and gates that come from elsewhere are in ``grad_states``,
+    ``grad_cells`` and, unless None, ``sources``. Gradients of gates are (tasks, frames of the block
+    x clips, 4 x hidden).
+    """
+    later = None
+    for block in reversed(_blocks(gates)):
+        forget = gates[:, block].chunk(4, dim=-1)[1]
+        slopes, q = _linearise(gates[:, block], cells[:, block], cells[:, _after(block)])
+        quarters = slopes.unflatten(-1, (4, -1))
+        sequences = [slopes, quarters[..., :3, :], quarters[..., 3, :], forget, q]
+        sequences += [grad_states[:, block], grad_cells[:, block]]
+        if sources is not None:
+            sequences.append(sources[:, block])
+        for da, da_ifg, da_o, f, q_, dh, dc, *source in reversed(list(_frames(*sequences))):
+            if later:
+                later_da, later_f, later_dc = later
+                dh.baddbmm_(later_da, weight_state)
+                dc.addcmul_(later_f, later_dc)
+            dc.addcmul_(q_, dh)
+            da_ifg.mul_(dc.unsqueeze(-2))
+            da_o.mul_(dh)
+            if source:
+                da.add_(*source)
+            later = da, f, dc
+        yield block, slopes.flatten(1, 2)
+
+
+def _linearise(gates: Tensor, past: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors L, as wide as the gates, and q, as wide as the cells."""
+    i, _, g, o = gates.chunk(4, dim=-1)
+    r = torch.mul(cells, -2).sigmoid_()
+    factors = _factors(i, past, g, r)
+    factors[..., : i.shape[-1]] += 1
+    factors[..., -i.shape[-1] :] += 1
+    return _times_slope(factors, gates), _times_slope(4 * o, r)
+
+
+def _factors(i: Tensor, past: Tensor, g: Tensor, r: Tensor) -> Tensor:
+    """-2g, c', -2i and -2r side by side: what the slopes of the gates get multiplied by."""
+    factors = i.new_empty(*i.shape[:-1], 4, i.shape[-1])
+    for index, part in ((0, g), (2, i), (3, r)):
+        torch.mul(part, -2, out=factors[..., index, :])
+    factors[..., 1, :] = past
+    return factors.flatten(-2)
+
+
+def _spread(factors: Tensor, grad_cells: Tensor, grad_states: Tensor) -> Tensor:
+    """Multiply in place the factors of i, f and g by the cells' gradient, of o by the states'."""
+    quarters = factors.unflatten(-1, (4, -1))
+    quarters[..., :3, :].mul_(grad_cells.unsqueeze(-2))
+    quarters[..., 3, :].mul_(grad_states)
+    return factors
+
+
+def _times_slope(values: Tensor, gates: Tensor) -> Tensor:
+    """Values times the slope of the sigmoid where it has the value ``gates``."""
+    product = values * gates
+    return product.addcmul_(product, gates, value=-1)
+
+
+def _frames(*sequences: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(sequence.unbind(1) for sequence in sequences))
+
+
+def _blocks(gates: Tensor) -> list[slice]:
+    """Slices of frames: what is made within one stays in the cache, and its products are large."""
+    _, frames, clips, _ = gates.shape
+    size = max(1, 512 // clips)
+    return [slice(start, min(start + size, frames)) for start in range(0, frames, size)]
+
+
+def _after(block: slice) -> slice:
+    return slice(block.start + 1, block.stop + 1)

@@ -1,0 +1,110 @@
+"""What is wrong with a model or method, found on one episode before a long training."""
+
+import copy
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from metaser.batch import Batch, EpisodeBatch
+
+log = logging.getLogger(__name__)
+
+
+def diagnose(method: nn.Module, episode: EpisodeBatch) -> None:
+    """Take the gradient of one loss on a copy; refuse or report what would spoil a training.
+
+    Parameters that receive no gradient are named in the log and do no harm.
+
+    Raises
+    ------
+    ValueError
+        If the loss does not depend on the method's parameters or on the backbone's, or if a layer
+        lacks the second derivative that the method asks for; the message names it.
+    """
+    method = copy.deepcopy(method)
+    learnt = {name: value for name, value in method.named_parameters() if value.requires_grad}
+    with torch.random.fork_rng(devices=[]):
+        try:
+            method.loss(episode).backward()
+        except RuntimeError as error:
+            _name_layers(method, episode, error)
+            raise
+    moved = {name for name, value in learnt.items() if value.grad is not None and value.grad.any()}
+    if not moved:
+        raise ValueError(
+            f"the loss of {type(method).__name__} does not depend on any of its parameters: does "
+            "forward use them, without detach() or no_grad()?"
+        )
+    backbone = [name for name in learnt if name.startswith("model.backbone.")]
+    if backbone and not moved.intersection(backbone):
+        raise ValueError(
+            f"the output of {type(method.model.backbone).__name__} does not depend on its "
+            f"parameters ({', '.join(backbone)}): does forward use them, without detach() or "
+            "no_grad()?"
+        )
+    unused = sorted(learnt.keys() - moved)
+    if unused:
+        log.warning("parameters that receive no gradient: %s", ", ".join(unused))
+
+
+def _name_layers(method: nn.Module, episode: EpisodeBatch, error: RuntimeError) -> None:
+    """Turn an error of automatic differentiation into one that names the layer, if it is that."""
+    lacking = layers_without_second_derivative(method.model, episode.support)
+    if lacking:
+        raise ValueError(
+            f"no second derivative in {', '.join(lacking)}, which second order needs: set "
+            f"second_order = false, or write the layer with differentiable operations ({error})"
+        ) from error
+
+
+def layers_without_second_derivative(model: nn.Module, batch: Batch) -> list[str]:
+    """Names of the innermost modules whose gradient cannot be differentiated."""
+    model = copy.deepcopy(model)
+    calls: dict[str, tuple] = {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: calls.setdefault(name, (args, kwargs)),
+            with_kwargs=True,
+        )
+        for name, module in model.named_modules()
+    ]
+    with torch.no_grad():
+        model(batch.modalities)
+    for handle in handles:
+        handle.remove()
+    modules = {name: model.get_submodule(name) for name in calls}
+    lacking = {name: m for name, m in modules.items() if not _twice(m, *calls[name])}
+
+    def holds_another(module: nn.Module) -> bool:
+        return any(m is not module and m in lacking.values() for m in module.modules())
+
+    return [
+        f"{name or 'model'} ({type(module).__name__})"
+        for name, module in lacking.items()
+        if not holds_another(module)
+    ]
+
+
+def _twice(module: nn.Module, args: tuple, kwargs: dict) -> bool:
+    """Whether the gradient of a module's output can be differentiated."""
+    args = [
+        a.detach().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
+        for a in args
+    ]
+    with torch.enable_grad():
+        made = module(*args, **kwargs)
+        outputs = [made] if isinstance(made, Tensor) else [o for o in made if isinstance(o, Tensor)]
+        values = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
+        values += [value for value in module.parameters() if value.requires_grad]
+        total = sum(output.square().sum() for output in outputs if output.requires_grad)
+        if not values or not isinstance(total, Tensor):
+            return True
+        try:
+            first = torch.autograd.grad(total, values, create_graph=True, allow_unused=True)
+            square = sum(g.square().sum() for g in first if g is not None)
+            if isinstance(square, Tensor) and square.requires_grad:
+                square.backward()  # grad() would not visit a node that only raises the error
+        except RuntimeError:
+            return False
+    return True

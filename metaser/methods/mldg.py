@@ -1,0 +1,91 @@
+"""Meta-learning for domain generalisation: a step on one corpus should help on another."""
+
+from torch import Tensor, nn
+
+from metaser.batch import Batch, EpisodeBatch
+from metaser.methods.inner_loop import (
+    Predictor,
+    adaptable,
+    check_steps,
+    check_support,
+    expand,
+    gradient_descent,
+    task_loss,
+    tune_all,
+)
+from metaser.model import Model
+
+
+class MLDG(nn.Module):
+    """Train so that a gradient step on some domains lowers the loss on others.
+
+    The domains are the source tasks: in training the support set comes from one task and the
+    query set from another (``pairs_tasks``).
+
+    Parameters
+    ----------
+    model : Model
+        Any backbone and head.
+    inner_rate : float
+        Size of the virtual step, above 0.
+    weight : float
+        Weight of the other domain's loss after the step, at least 0.
+    second_order : bool
+        Differentiate through the virtual step, as the paper does.
+    steps : int
+        Fine-tuning steps on the support set of a new language; 0 leaves the model as it is.
+    rate : float
+        Highest fine-tuning rate of the cyclic schedule.
+
+    References
+    ----------
+    Li, Yang, Song, Hospedales, "Learning to Generalize: Meta-Learning for Domain Generalization",
+    AAAI 2018, algorithm 1.
+    """
+
+    ADAPTATION = frozenset({"steps", "rate"})
+    stackable = True
+    pairs_tasks = True
+
+    def __init__(
+        self,
+        model: Model,
+        inner_rate: float = 0.1,
+        weight: float = 1.0,
+        second_order: bool = True,
+        steps: int = 50,
+        rate: float = 1e-3,
+    ):
+        super().__init__()
+        check_steps(steps=steps)
+        if not inner_rate > 0:
+            raise ValueError(f"inner_rate must be above 0, not {inner_rate}")
+        if weight < 0:
+            raise ValueError(f"weight must be at least 0, not {weight}")
+        self.model = model
+        self.inner_rate = inner_rate
+        self.weight = weight
+        self.second_order = second_order
+        self.steps = steps
+        self.rate = rate
+
+    def loss(self, episode: EpisodeBatch) -> Tensor:
+        """Support loss, plus the weighted query loss after a step on the support set.
+
+        A scalar, or one value a task for a stack of episodes.
+        """
+        start = expand(adaptable(self.model), episode.support)
+        rate = next(iter(start.values())).new_tensor(self.inner_rate)
+        moved = gradient_descent(
+            lambda own: task_loss(self.model, own, episode.support),
+            start,
+            [dict.fromkeys(start, rate)],
+            second_order=self.second_order,
+        )
+        here = task_loss(self.model, start, episode.support)
+        return here + self.weight * task_loss(self.model, moved, episode.query)
+
+    def adapt(self, support: Batch) -> Predictor:
+        """Fine-tune on labelled clips of a language; the method itself stays as it is."""
+        check_support(support)
+        return tune_all(self.model, support, self.steps, self.rate)

@@ -1,0 +1,60 @@
+"""Prototypical networks: the nearest class mean of the support set's embeddings."""
+
+import torch
+from torch import Tensor, nn
+
+from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.losses import cross_entropy
+from metaser.methods.inner_loop import Predictor, check_support, embed, prototypes
+from metaser.model import Model
+
+
+class ProtoNet(nn.Module):
+    """Learn an embedding in which a clip lies nearest to the mean of its class.
+
+    Adapting is one pass through the backbone: nothing is tuned.
+
+    Parameters
+    ----------
+    model : Model
+        Its backbone is used, its head is not.
+
+    References
+    ----------
+    Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017.
+    """
+
+    ADAPTATION = frozenset()
+    stackable = True
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+        self.model.head = nn.Identity()
+
+    def loss(self, episode: EpisodeBatch) -> Tensor:
+        """Cross-entropy of the query clips, a scalar or one value a task for a stack."""
+        centres = prototypes(embed(self.model, episode.support), episode.support)
+        scores = _scores(embed(self.model, episode.query), centres)
+        return cross_entropy(scores, episode.query.targets, episode.query.classes)
+
+    def adapt(self, support: Batch) -> Predictor:
+        """Take the class means of labelled clips; the method itself stays as it is."""
+        check_support(support)
+        with torch.no_grad():
+            centres = prototypes(embed(self.model, support), support)
+
+        @torch.no_grad()
+        def predict(modalities: dict[str, Padded]) -> Tensor:
+            scores = _scores(self.model.backbone(**modalities), centres)
+            return scores.masked_fill(~support.classes, float("-inf"))
+
+        return predict
+
+
+def _scores(embeddings: Tensor, centres: Tensor) -> Tensor:
+    """Negative squared Euclidean distances (..., clips, classes), in the mean over dimensions.
+
+    The mean keeps the scores in the range of a softmax whatever the width of the backbone.
+    """
+    return -torch.cdist(embeddings, centres).square() / embeddings.shape[-1]

@@ -1,0 +1,292 @@
+"""Tasks adapted together give what tasks adapted one by one give, in double precision."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from metaser.backbones import BACKBONES, MLP
+from metaser.batch import Batch, EpisodeBatch, Padded, stack
+from metaser.memory import PeakMemory
+from metaser.methods import METHODS, meta_batch
+from metaser.methods.maml import MAML
+from metaser.methods.meta_batch import MetaBatch, memory_of_task
+from metaser.model import Model
+
+CHANNELS, CLASSES = 3, 4
+STACKABLE = [
+    name
+    for name, kind in METHODS.items()
+    if getattr(getattr(kind, "func", kind), "stackable", False)
+    or getattr(kind, "func", kind) is MAML
+]
+SMALL = {
+    "mlp": {"hidden": (5,)},
+    "multiscale_cnn": {"kernels": (3, 5), "filters": 2},
+    "recurrent": {"hidden": 4, "layers": 2},
+}
+
+
+def _batch(clips: int, present, frames: int, generator) -> Batch:
+    labels = torch.tensor([index for index, there in enumerate(present) if there])
+    lengths = torch.randint(1, frames + 1, (clips,), generator=generator)
+    mask = torch.arange(frames) < lengths[:, None]
+    values = torch.randn(clips, frames, CHANNELS, generator=generator, dtype=torch.float64)
+    padded = Padded(values * mask[..., None], mask)
+    return Batch(
+        {"audio": padded}, labels[torch.arange(clips) % len(labels)], torch.tensor(present)
+    )
+
+
+def _episode(seed: int, support=6, query=8, frames=4, present=(True,) * 4) -> EpisodeBatch:
+    generator = torch.Generator().manual_seed(seed)
+    sides = (_batch(clips, present, frames, generator) for clips in (support, query))
+    return EpisodeBatch(*sides)
+
+
+EPISODES = [
+    _episode(0),
+    _episode(1, frames=6),  # longer clips
+    _episode(2, present=(True, False, True, True)),  # a class is lacking
+    _episode(3, support=9, query=5),  # another size
+    _episode(4, support=9, query=5, frames=3),
+]
+
+
+def _method(name="maml", backbone="mlp", **arguments) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model(BACKBONES[backbone](CHANNELS, **SMALL[backbone]), CLASSES)
+        return METHODS[name](model=model, **arguments).double()
+
+
+def _gradients(method: nn.Module, mode: str, episodes=EPISODES) -> tuple[list, dict]:
+    method.zero_grad()
+    losses = MetaBatch(method, mode).backward(episodes)
+    return losses, {k: v.grad for k, v in method.named_parameters() if v.grad is not None}
+
+
+def _assert_same(method: nn.Module, mode="stacked", episodes=EPISODES) -> None:
+    one, expected = _gradients(method, "loop", episodes)
+    two, found = _gradients(method, mode, episodes)
+    assert two == pytest.approx(one, rel=1e-10)
+    assert found.keys() == expected.keys()
+    scale = max(float(value.abs().max()) for value in expected.values())
+    assert scale > 1e-4
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("name", STACKABLE)
+def test_every_method_stacked_is_the_loop(name):
+    _assert_same(_method(name))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", ["fomaml", "maml", "anil", "fine_tuning"])
+def test_every_backbone_stacked_is_the_loop(name, backbone):
+    _assert_same(_method(name, backbone))
+
+
+def test_every_backbone_is_tested():
+    assert SMALL.keys() == BACKBONES.keys()
+
+
+def test_the_loop_is_the_mean_of_the_losses():
+    method = _method()
+    losses, found = _gradients(method, "loop")
+    method.zero_grad()
+    (sum(method.loss(episode) for episode in EPISODES) / len(EPISODES)).backward()
+    assert losses == pytest.approx([float(method.loss(e).detach()) for e in EPISODES])
+    for key, value in method.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(found[key], value.grad, rtol=1e-12, atol=1e-14)
+
+
+def test_a_stack_keeps_every_episode_as_it_was():
+    episodes = EPISODES[:3]
+    whole = stack(episodes)
+    assert whole.support.targets.shape == (3, 6) and whole.query.targets.shape == (3, 8)
+    for index, episode in enumerate(episodes):
+        for side in ("support", "query"):
+            one, all_ = getattr(episode, side), getattr(whole, side)
+            frames = one.modalities["audio"].mask.shape[1]
+            values, mask = (getattr(all_.modalities["audio"], k)[index] for k in ("values", "mask"))
+            assert torch.equal(values[:, :frames], one.modalities["audio"].values)
+            assert torch.equal(mask[:, :frames], one.modalities["audio"].mask)
+            assert not mask[:, frames:].any() and not values[:, frames:].any()
+            assert torch.equal(all_.targets[index], one.targets)
+            assert torch.equal(all_.classes[index], one.classes)
+
+
+def test_episodes_of_different_size_do_not_stack():
+    with pytest.raises(ValueError, match=r"support sets of \[6, 9\] clips"):
+        stack(EPISODES)
+
+
+def test_chunks_give_the_same_gradient(monkeypatch):
+    method = _method()
+    needed = memory_of_task(method, EPISODES[0])
+    monkeypatch.setattr(meta_batch, "SPARE", needed // 2)  # one and a half times, plus a half: two
+    sizes = []
+    loss = method.loss
+
+    def counted(episode):
+        sizes.append(len(episode.query.targets) if episode.query.targets.dim() == 2 else 1)
+        return loss(episode)
+
+    monkeypatch.setattr(method, "loss", counted)
+    five = [_episode(seed) for seed in range(5)]
+    engine = MetaBatch(method, "stacked")
+    monkeypatch.setattr(engine, "_loss", counted)
+    engine.backward(five)
+    assert sizes[-3:] == [2, 2, 1]
+    monkeypatch.setattr(method, "loss", loss)
+    _assert_same(method, episodes=five)
+
+
+@pytest.mark.parametrize("name", ["maml", "maml_plus_plus", "meta_sgd"])
+@pytest.mark.parametrize("mode", ["loop", "stacked"])
+@pytest.mark.parametrize("backbone", ["mlp", "recurrent"])
+def test_checkpointed_steps_give_the_same_gradient(name, mode, backbone):
+    _, expected = _gradients(_method(name, backbone), mode)
+    _, found = _gradients(_method(name, backbone, checkpoint_steps=True), mode)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-15)
+
+
+def test_checkpointed_steps_draw_the_same_dropout():
+    found = []
+    for checkpoint in (False, True):
+        model = Model(MLP(CHANNELS, (20,), dropout=0.5), CLASSES)
+        method = MAML(model, second_order=True, checkpoint_steps=checkpoint)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for value in method.model.parameters():
+                nn.init.uniform_(value, -1, 1)
+            method.double().train()
+            found.append(_gradients(method, "loop", EPISODES[:1])[1])
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-12, atol=1e-15)
+
+
+def test_checkpointing_keeps_memory_from_growing_with_the_steps():
+    episode = _episode(0, support=60, query=60, frames=20)
+
+    def needed(steps, checkpoint):
+        arguments = {"inner_steps": steps, "checkpoint_steps": checkpoint}
+        return memory_of_task(_method("maml", "multiscale_cnn", **arguments), episode)
+
+    assert needed(8, False) > 2.5 * needed(2, False)
+    assert needed(8, True) < 1.3 * needed(2, True)
+
+
+def test_predicted_memory_is_what_the_computation_takes():
+    method, episode = _method("maml", "multiscale_cnn"), _episode(0, support=40, frames=30)
+    predicted = memory_of_task(method, episode)
+    with PeakMemory() as memory:
+        method.loss(episode).backward()
+    assert predicted == pytest.approx(memory.peak, rel=0.01)
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    with PeakMemory() as memory:
+        first = torch.zeros(1000, dtype=torch.float64)
+        view = first[:10]
+        del first
+        assert memory.now == 8000  # the view keeps it
+        del view
+        assert memory.now == 0
+        held = torch.zeros(500, dtype=torch.float64)
+        held.add_(1)
+    assert memory.peak == 8000 and memory.now == 4000
+
+
+def test_a_task_beyond_the_memory_is_refused_before_it_runs(monkeypatch):
+    monkeypatch.setattr(meta_batch, "available_memory", lambda: 1000)
+    method = _method()
+    with pytest.raises(MemoryError, match="6 support and 8 query clips.*checkpoint_steps"):
+        MetaBatch(method).backward(EPISODES)
+    assert all(value.grad is None for value in method.parameters())
+
+
+class Convolutional(nn.Module):
+    """A backbone with a convolution in two dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 2, 3, padding=1)
+        self.dim = 2
+
+    def forward(self, audio):
+        return self.layer(audio.values.unsqueeze(1)).mean(dim=(2, 3))
+
+
+class StockRecurrent(nn.Module):
+    """A backbone whose layer has no rule for stacking."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.GRU(CHANNELS, 2, batch_first=True)
+        self.dim = 2
+
+    def forward(self, audio):
+        return self.layer(audio.values)[0].mean(dim=1)
+
+
+@pytest.mark.parametrize(
+    "kind, words", [(Convolutional, "faster alone"), (StockRecurrent, "cannot be stacked")]
+)
+def test_the_choice_is_said_and_tasks_in_turn_stand_in(caplog, kind, words):
+    method = MAML(Model(kind(), CLASSES), second_order=True).double()
+    episodes = [_episode(0), _episode(2)]  # clips of equal length: these backbones see padding
+    with caplog.at_level(logging.INFO, "metaser"):
+        _assert_same(method, "auto", episodes)
+    assert words in caplog.text
+    if kind is Convolutional:
+        _assert_same(method, "stacked", episodes)
+    else:
+        with pytest.raises(ValueError, match="'stacked' is impossible.*cannot be stacked"):
+            MetaBatch(method, "stacked").backward(episodes)
+
+
+def test_stacking_is_said(caplog):
+    with caplog.at_level(logging.INFO, "metaser"):
+        MetaBatch(_method()).backward(EPISODES)
+    assert "support 6, query 8 clips: up to" in caplog.text and "tasks stacked" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["loop", "stacked"])
+def test_an_episode_that_diverges_adds_no_gradient(mode):
+    bad = _episode(7)
+    bad.query.modalities["audio"].values[0, 0, 0] = float("nan")
+    method = _method()
+    losses, found = _gradients(method, mode, [EPISODES[0], bad, EPISODES[2]])
+    assert [loss == loss for loss in losses] == [True, False, True]
+    method.zero_grad()
+    ((method.loss(EPISODES[0]) + method.loss(EPISODES[2])) / 3).backward()
+    for key, value in method.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(found[key], value.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [({"mode": "fast"}, "'fast'"), ({"mode": "loop", "compile": True}, "compile is for stacked")],
+)
+def test_strange_arguments_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        MetaBatch(_method(), **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fomaml", "maml"])
+def test_the_compiled_engine_gives_the_same_gradient(name):
+    method = _method(name, inner_steps=2)
+    _, expected = _gradients(method, "loop", EPISODES[:3])
+    method.zero_grad()
+    MetaBatch(method, compile=True).backward(EPISODES[:3])
+    for key, value in method.named_parameters():
+        if key in expected:
+            torch.testing.assert_close(value.grad, expected[key], rtol=1e-10, atol=1e-12)

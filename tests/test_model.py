@@ -1,0 +1,89 @@
+"""BatchNorm never carries anything from one episode into the next."""
+
+import pytest
+import torch
+from torch import nn
+
+from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.methods.maml import MAML
+from metaser.methods.meta_batch import MetaBatch
+from metaser.model import Model, settle_batch_norm
+
+
+class Normed(nn.Module):
+    """A backbone with a BatchNorm layer inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.dim = 8
+
+    def forward(self, audio):
+        return self.block(audio.mean())
+
+
+def _batch(seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(8, 1, 3, generator=generator, dtype=torch.float64)
+    padded = Padded(values, torch.ones(8, 1, dtype=torch.bool))
+    return Batch({"audio": padded}, torch.arange(4).repeat(2), torch.ones(4, dtype=torch.bool))
+
+
+def _normed() -> Normed:
+    torch.manual_seed(0)
+    backbone = Normed()
+    nn.init.uniform_(backbone.block[1].weight, 0.5, 2)
+    nn.init.uniform_(backbone.block[1].bias)
+    return backbone.double()
+
+
+def test_batch_norm_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"Normed has BatchNorm layers \(block\.1\).*'task'.*'gr"):
+        Model(_normed(), 4)
+
+
+def test_task_statistics_are_those_of_the_batch():
+    backbone = _normed()
+    x = torch.randn(20, 3, dtype=torch.float64)
+    hidden = backbone.block[0](x)
+    layer = backbone.block[1]
+    centred = (hidden - hidden.mean(dim=0)) / (hidden.var(dim=0, correction=0) + layer.eps).sqrt()
+    expected = torch.relu(centred * layer.weight + layer.bias)
+    settle_batch_norm(backbone, "task")
+    for mode in (True, False):
+        torch.testing.assert_close(backbone.train(mode).block(x), expected)
+    assert not list(backbone.buffers())
+
+
+def test_group_norm_looks_at_one_clip_alone():
+    backbone = _normed()
+    scale = backbone.block[1].weight.detach().clone()
+    settle_batch_norm(backbone, "group")
+    assert isinstance(backbone.block[1], nn.GroupNorm)
+    assert torch.equal(backbone.block[1].weight, scale)
+    x = torch.randn(20, 3, dtype=torch.float64)
+    torch.testing.assert_close(backbone.block(x)[:1], backbone.block(x[:1]))
+
+
+@pytest.mark.parametrize("how", ["task", "group"])
+def test_an_episode_leaves_no_trace_in_the_next(how):
+    model = Model(_normed(), 4, batch_norm=how)
+    method = MAML(model, second_order=True).double().train()
+    one, other = (EpisodeBatch(_batch(seed), _batch(seed + 1)) for seed in (0, 5))
+    alone = float(method.loss(other).detach())
+    method.loss(one)
+    assert float(method.loss(other).detach()) == alone
+    losses = MetaBatch(method, "stacked").backward([one, other])
+    assert losses[1] == pytest.approx(alone, rel=1e-12)
+
+
+def test_layers_that_keep_nothing_stay():
+    layer = nn.BatchNorm1d(3, track_running_stats=False)
+    whole = nn.Sequential(layer)
+    settle_batch_norm(whole, "refuse")
+    assert whole[0] is layer
+
+
+def test_strange_choices_are_refused():
+    with pytest.raises(ValueError, match="'instance'"):
+        Model(Normed(), 4, batch_norm="instance")
