@@ -112,19 +112,23 @@ def stack(episodes: Sequence[EpisodeBatch]) -> EpisodeBatch:
     ValueError
         If the numbers of clips differ.
     """
-    sides = {}
-    for side in ("support", "query"):
-        batches = [getattr(episode, side) for episode in episodes]
-        sizes = {len(batch) for batch in batches}
-        if len(sizes) > 1:
-            raise ValueError(f"episodes to stack have {side} sets of {sorted(sizes)} clips")
-        modalities = {
-            name: _stack_padded([batch.modalities[name] for batch in batches])
-            for name in batches[0].modalities
-        }
-        targets = torch.stack([batch.targets for batch in batches])
-        sides[side] = Batch(modalities, targets, torch.stack([b.classes for b in batches]))
-    return EpisodeBatch(**sides)
+    return EpisodeBatch(
+        stack_batches([episode.support for episode in episodes]),
+        stack_batches([episode.query for episode in episodes]),
+    )
+
+
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+    """Put batches of equal size into one, see ``stack``."""
+    sizes = {len(batch) for batch in batches}
+    if len(sizes) > 1:
+        raise ValueError(f"batches to stack must have equally many clips, not {sorted(sizes)}")
+    modalities = {
+        name: _stack_padded([batch.modalities[name] for batch in batches])
+        for name in batches[0].modalities
+    }
+    targets = torch.stack([batch.targets for batch in batches])
+    return Batch(modalities, targets, torch.stack([batch.classes for batch in batches]))
 
 
 def _equally_long(parts: Sequence[Padded]) -> list[Padded]:

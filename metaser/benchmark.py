@@ -603,7 +603,7 @@ def _rows(protocol: Protocol, job: Job, materials, done, checkpoints) -> Iterato
         elif _is_trained(method):
             trained = _train(method, protocol, setup, job, materials, checkpoints)
             state = method.state_dict()
-        elif getattr(method, "use_sources", False):
+        if getattr(method, "use_sources", False):
             method.fit([_all_clips(materials[name], protocol.classes) for name in job.sources])
         for key in job_cells(protocol, replace(job, methods=(label,))):
             if key in done:

@@ -121,7 +121,7 @@ def test_a_stack_keeps_every_episode_as_it_was():
 
 
 def test_episodes_of_different_size_do_not_stack():
-    with pytest.raises(ValueError, match=r"support sets of \[6, 9\] clips"):
+    with pytest.raises(ValueError, match=r"equally many clips, not \[6, 9\]"):
         stack(EPISODES)
 
 

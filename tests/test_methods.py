@@ -154,8 +154,12 @@ def test_what_arrives_after_training_changes_adaptation_alone(name, episode):
     kind = METHODS[name]
     adaptation = getattr(getattr(kind, "func", kind), "ADAPTATION", ())
     changes = {"steps": 3, "rate": 0.5, "adapt_steps": 3, "adapt_rate": 0.5, "trainable": "head"}
+    changes |= {"rehearsal": 2.0}
     for argument in adaptation:
-        one, other = _make(name), _make(name, **{argument: changes[argument]})
+        own = {argument: changes[argument]}
+        if argument == "rehearsal" and "adapt_rate" in adaptation:
+            own["adapt_rate"] = 0.5
+        one, other = _make(name), _make(name, **own)
         assert _equal(_state(one), _state(other)), argument
         assert torch.equal(one.loss(episode), other.loss(episode)), argument
 
@@ -276,6 +280,36 @@ def test_metaser_adapted_by_adam_is_fine_tuning_from_its_own_start(episode):
     torch.testing.assert_close(
         meta.adapt(episode.support)(query), plain.adapt(episode.support)(query)
     )
+
+
+@pytest.mark.parametrize("name", ["metaser", "fine_tuning"])
+def test_rehearsal_weighs_sources_as_so_many_clips_of_a_class(name, episode):
+    """Of 5 clips a class and rehearsal 15, a quarter of the loss is the support set's."""
+    rates = {"adapt_steps": 1, "adapt_rate": 0.05} if name == "metaser" else {"steps": 1}
+    method = _make(name, rehearsal=15.0, **rates)
+    sources = [episode.query[torch.full((9,), row)] for row in (0, 20)]  # draws do not matter
+    method.fit(sources)
+    found = method.adapt(episode.support)(episode.query.modalities)
+
+    model = copy.deepcopy(method.model)
+    losses = [
+        nn.functional.cross_entropy(model(batch.modalities), batch.targets)
+        for batch in (episode.support, *sources)
+    ]
+    loss = 0.25 * losses[0] + 0.75 * (losses[1] + losses[2]) / 2
+    slopes = torch.autograd.grad(loss, list(model.parameters()))
+    rate = (0.05 if name == "metaser" else HASTE[name]["rate"]) / 5  # where the cycle begins
+    with torch.no_grad():
+        for value, slope in zip(model.parameters(), slopes):
+            value -= rate * slope / (slope.abs() + 1e-8)  # Adam's first step
+    torch.testing.assert_close(
+        found, model(episode.query.modalities).detach(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_rehearsal_needs_adam():
+    with pytest.raises(ValueError, match="set adapt_rate"):
+        _make("metaser", rehearsal=1.0)
 
 
 @pytest.mark.parametrize("name", ["metaser", "metaser_second_order", "fine_tuning", "multiser"])

@@ -16,12 +16,15 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from metaser.batch import Batch, Padded
+from metaser.batch import Batch, Padded, stack_batches
 from metaser.losses import cross_entropy
 
 Parameters = dict[str, Tensor]
 Inputs = dict[str, Padded] | Tensor
 Predictor = Callable[[dict[str, Padded]], Tensor]
+
+REHEARSED = 128
+"""Source clips that a step of rehearsal hears."""
 
 
 def adaptable(module: nn.Module, prefix: str = "") -> Parameters:
@@ -271,14 +274,58 @@ def fine_tune(
     return tuned
 
 
-def tune_all(model: nn.Module, support: Batch, steps: int, rate: float) -> Predictor:
-    """Fine-tune all parameters on a support set by ``fine_tune``."""
+def tune_all(
+    model: nn.Module,
+    support: Batch,
+    steps: int,
+    rate: float,
+    sources: Sequence[Batch] = (),
+    rehearsal: float = 0.0,
+) -> Predictor:
+    """Fine-tune all parameters on a support set by ``fine_tune``, rehearsing source clips.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Where to start; not changed.
+    support : Batch
+        Labelled clips of the new language.
+    steps, rate
+        See ``fine_tune``.
+    sources : sequence of Batch
+        Labelled clips of other tasks, which every step draws from evenly.
+    rehearsal : float
+        Clips a class, at least 0, that the sources count as beside the support set. The fewer clips
+        the support set has, the more the sources keep the model where it was.
+
+    References
+    ----------
+    Robins, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal", Connection Science 1995.
+    """
+    shots = len(support) / int(support.classes.sum())
+    share = rehearsal / (shots + rehearsal) if sources else 0.0
+    draw = torch.Generator().manual_seed(0)
 
     def loss(tuned: Parameters, rows: Tensor) -> Tensor:
-        return task_loss(model, tuned, support[rows])
+        own = task_loss(model, tuned, support[rows])
+        if not share:
+            return own
+        heard = _draw_evenly(sources, REHEARSED, draw)
+        scores = functional_call(model, tuned, (_flatten(heard.modalities),))
+        scores = scores.unflatten(0, heard.targets.shape)
+        known = cross_entropy(scores, heard.targets, heard.classes).mean()
+        return (1 - share) * own + share * known
 
     tuned = fine_tune(loss, adaptable(model), len(support), steps, rate)
     return predictor(model, tuned, support.classes)
+
+
+def _draw_evenly(sources: Sequence[Batch], clips: int, draw: torch.Generator) -> Batch:
+    """A stack of as many clips of each source, drawn with replacement; about ``clips`` in all."""
+    each = max(clips // len(sources), 1)
+    return stack_batches(
+        [source[torch.randint(len(source), (each,), generator=draw)] for source in sources]
+    )
 
 
 def tune_head(

@@ -49,6 +49,9 @@ class MAML(nn.Module):
         Adapt to a new language by Adam in batches, with this highest rate of the cyclic schedule
         that the other methods are fine-tuned with, instead of by inner-loop steps: for support
         sets of hundreds of clips.
+    rehearsal : float
+        With ``adapt_rate``: clips a class, at least 0, that the source clips count as while
+        adapting, see ``tune_all``.
     inner_rate : float
         Step size of the inner loop, above 0; where rates are learnt, their initial value.
     rates : {"fixed", "element", "step"}
@@ -82,7 +85,7 @@ class MAML(nn.Module):
     Low-Resource Speech Emotion Recognition", ICASSP 2021.
     """
 
-    ADAPTATION = frozenset({"adapt_steps", "adapt_rate"})
+    ADAPTATION = frozenset({"adapt_steps", "adapt_rate", "rehearsal"})
     """Arguments that matter only after training."""
 
     def __init__(
@@ -91,6 +94,7 @@ class MAML(nn.Module):
         inner_steps: int = 5,
         adapt_steps: int = 10,
         adapt_rate: float | None = None,
+        rehearsal: float = 0.0,
         inner_rate: float = 0.1,
         rates: str = "fixed",
         second_order: bool = False,
@@ -113,6 +117,8 @@ class MAML(nn.Module):
         check_steps(inner_steps=inner_steps, adapt_steps=adapt_steps)
         if not inner_rate > 0:
             raise ValueError(f"inner_rate must be above 0, not {inner_rate}")
+        if rehearsal and adapt_rate is None:
+            raise ValueError("rehearsal goes with adapting by Adam: set adapt_rate, e.g. to 1e-3")
         if adapts == "backbone" and head == "prototypes":
             raise ValueError("a head of prototypes adapts: adapts must be 'all' or 'head'")
         plain = (rates, adapts, head, first_order_share, multi_step_share)
@@ -125,6 +131,9 @@ class MAML(nn.Module):
         self.inner_steps = inner_steps
         self.adapt_steps = adapt_steps
         self.adapt_rate = adapt_rate
+        self.rehearsal = rehearsal
+        self.use_sources = rehearsal > 0
+        self.sources: list[Batch] = []
         self.rates = rates
         self.second_order = second_order
         self.first_order_share = first_order_share
@@ -231,11 +240,16 @@ class MAML(nn.Module):
             learner(episode.query.modalities), episode.query.targets, episode.query.classes
         )
 
+    def fit(self, sources: list[Batch]) -> None:
+        """Keep the labelled clips of the source tasks for rehearsal."""
+        self.sources = sources
+
     def adapt(self, support: Batch) -> Predictor:
         """Adapt to labelled clips of a language; the method itself stays as it is."""
         check_support(support)
         if self.adapt_rate is not None:
-            return tune_all(self.model, support, self.adapt_steps, self.adapt_rate)
+            steps, rate = self.adapt_steps, self.adapt_rate
+            return tune_all(self.model, support, steps, rate, self.sources, self.rehearsal)
         part = self._part()
         with torch.no_grad():
             start, inputs = self._start(support), self._inputs(support)

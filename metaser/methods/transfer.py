@@ -33,13 +33,16 @@ class Transfer(nn.Module):
         Fine-tuning steps; 0 leaves the pre-trained model as it is (zero-shot).
     rate : float
         Highest fine-tuning rate of the cyclic schedule.
+    rehearsal : float
+        Clips a class, at least 0, that the source clips count as while everything is fine-tuned,
+        see ``tune_all``.
 
     References
     ----------
     Chopra et al., "Meta-Learning for Low-Resource Speech Emotion Recognition", ICASSP 2021.
     """
 
-    ADAPTATION = frozenset({"trainable", "steps", "rate"})
+    ADAPTATION = frozenset({"trainable", "steps", "rate", "rehearsal"})
     """Arguments that matter only after training."""
 
     stackable = True
@@ -52,6 +55,7 @@ class Transfer(nn.Module):
         trainable: str = "all",
         steps: int = 50,
         rate: float = 1e-3,
+        rehearsal: float = 0.0,
     ):
         super().__init__()
         if order not in ("sequential", "mixed"):
@@ -65,14 +69,21 @@ class Transfer(nn.Module):
         self.trainable = trainable
         self.steps = steps
         self.rate = rate
+        self.rehearsal = rehearsal
+        self.use_sources = rehearsal > 0
+        self.sources: list[Batch] = []
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
         """Cross-entropy over all clips of the episode."""
         return task_loss(self.model, {}, episode.joined())
+
+    def fit(self, sources: list[Batch]) -> None:
+        """Keep the labelled clips of the source tasks for rehearsal."""
+        self.sources = sources
 
     def adapt(self, support: Batch) -> Predictor:
         """Fine-tune on labelled clips of a language; the method itself stays as it is."""
         check_support(support)
         if self.trainable == "head":
             return tune_head(self.model, support, cross_entropy, self.steps, self.rate)
-        return tune_all(self.model, support, self.steps, self.rate)
+        return tune_all(self.model, support, self.steps, self.rate, self.sources, self.rehearsal)
