@@ -286,9 +286,7 @@ def _choose(
     for name in rng.choice(turn if _is_sequential(method) else sorted(names), training.meta_batch):
         source = partner = one_of(by_name[name])
         if getattr(method, "pairs_tasks", False):
-            partner = one_of(
-                by_name[rng.choice([other for other in sorted(names) if other != name])]
-            )
+            partner = one_of(by_name[rng.choice(_others(names, name))])
         chosen.append((source, partner))
     return chosen
 

@@ -1,5 +1,6 @@
 """Two processes that share a meta-batch arrive where one process arrives."""
 
+import json
 import os
 import subprocess
 import sys
@@ -82,3 +83,54 @@ def test_a_lone_process_shares_with_nobody():
         assert share([1, 2, 3]) == [1, 2, 3]
         sum_over_processes([tensor])
     assert tensor.tolist() == [1.0, 2.0]
+
+
+PROTOCOL = """
+name = "small"
+title = "Small"
+description = "Two processes."
+classes = ["angry", "happy", "neutral", "sad"]
+sources = ["fa_synthetic", "it_synthetic"]
+targets = ["ur_synthetic"]
+speakers = "disjoint"
+seeds = [0]
+episodes = { shots = [1], queries = 1, count = 3 }
+
+[setups.mlp]
+frontend = { name = "statistics" }
+normalise = "corpus"
+backbone = { name = "mlp", hidden = [8] }
+training = { shots = [1], queries = 1, updates = 4, held_out = 0.5 }
+methods = { metaser = {}, chance = {} }
+"""
+
+
+def test_a_benchmark_shared_by_two_processes_gives_the_rows_of_one(spoken, tmp_path):
+    (tmp_path / "small.toml").write_text(PROTOCOL)
+    rows = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        script = "from metaser.cli import app; app()"
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        launch = [sys.executable, *launch, "--no-python"] if processes > 1 else []
+        place = ["--data", spoken / "audio", "--tasks", spoken / "tasks", "--cache", tmp_path]
+        subprocess.run(
+            [
+                *launch,
+                sys.executable,
+                "-c",
+                script,
+                "benchmark",
+                tmp_path / "small.toml",
+                *place,
+                "--out",
+                out,
+            ],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            check=True,
+            timeout=180,
+        )
+        found = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+        rows.append({row["method"]: (row["uar"], row["digest"]) for row in found})
+        assert len(found) == 2
+    assert rows[0] == rows[1]

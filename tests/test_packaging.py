@@ -178,3 +178,10 @@ def test_learn2learn_is_installed_as_its_error_message_says():
     file = re.search(r"pip install --no-deps -r (\S+)", learn2learn.INSTALL)[1]
     assert "\nlearn2learn==0.2.0 " in (ROOT / file).read_text(encoding="utf-8")
     assert f"--no-deps -r {file}" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_the_readme_s_python_runs():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], check=True, cwd=ROOT)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from metaser import training
 from metaser.backbones import MLP
 from metaser.episodes import TaskSampler
 from metaser.methods.maml import MAML
@@ -141,7 +142,7 @@ def test_it_stops_when_validation_gains_nothing(sources):
     history = train(method, *sources, plan, progress=note)
     assert steps == [1, 2, 3, 4, 5, 6]  # a tie is no gain
     assert [entry["validation"] for entry in history] == [5.0, 4.0, 4.5, 3.0, 3.0, 3.5]
-    assert float(method.weight) == weights[4] and len(set(weights.values())) == 6
+    assert float(method.weight.detach()) == weights[4] and len(set(weights.values())) == 6
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -152,15 +153,107 @@ def test_a_loss_that_is_not_finite_names_the_episode(sources, value):
         train(method, sources[0], sources[1], plan)
 
 
+def test_diverged_episodes_are_left_out_and_counted_if_asked(sources):
+    method = Scripted(losses=[1.0, float("nan"), 2.0, float("inf"), float("nan"), float("nan")])
+    plan = Training(updates=3, meta_batch=2, validate_every=1, validation_episodes=2, patience=9)
+    history = train(method, *sources, replace(plan, diverged="skip"))
+    assert [entry["skipped"] for entry in history] == [1, 2, 4]
+    assert [entry["loss"] for entry in history][:2] == pytest.approx([1.0, 2.0], abs=0.1)
+    assert np.isnan(history[2]["loss"])
+
+
+class Steep(nn.Module):
+    """A method whose loss is finite where its slope is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.seen = 0
+
+    def loss(self, episode):
+        self.seen += self.training
+        if self.training and self.seen == 2:
+            return (self.weight * 0).sqrt().sum() + 1
+        return self.weight.sum()
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_or_is_counted(sources):
+    plan = Training(updates=3, meta_batch=1, validate_every=1, validation_episodes=2, patience=9)
+    with pytest.raises(FloatingPointError, match="gradient of step 1 has norm nan"):
+        train(Steep(), *sources, plan)
+    method = Steep()
+    history = train(method, *sources, replace(plan, diverged="skip"))
+    assert [entry["skipped"] for entry in history] == [0, 1, 1]
+    assert method.weight.isfinite().all()
+
+
+def test_what_to_do_about_divergence_is_stop_or_skip():
+    with pytest.raises(ValueError, match="'stop' or 'skip', not 'ignore'"):
+        Training(diverged="ignore")
+
+
+class Progressing(Scripted):
+    def __init__(self):
+        super().__init__()
+        self.progress, self.told = 1.0, []
+
+    def loss(self, episode):
+        if self.training:
+            self.told.append(self.progress)
+        return super().loss(episode)
+
+
+def test_a_method_is_told_how_far_the_training_is(sources):
+    method = Progressing()
+    train(method, *sources, replace(SHORT, meta_batch=1, updates=4))
+    assert method.told == [0, 0.25, 0.5, 0.75]
+
+
+def test_pairs_come_from_two_tasks(make_task, plant):
+    class Pairing(Noting):
+        pairs_tasks = True
+
+        def loss(self, episode):
+            sides = (episode.support, episode.query)
+            if self.training:
+                self.seen.append(tuple(int(s.modalities["audio"].values.max()) for s in sides))
+            return self.weight.sum()
+
+    found = _marked(make_task, plant, ["aa_made", "bb_made", "cc_made"])
+    method = Pairing("mixed")
+    train(method, found, found, replace(SHORT, updates=30, meta_batch=4, validate_every=30))
+    assert len(method.seen) == 120
+    assert set(method.seen) == {(a, b) for a in range(3) for b in range(3) if a != b}
+    with pytest.raises(ValueError, match="two source tasks, and aa_made is the only one"):
+        train(Pairing("mixed"), found[:1], found[:1], SHORT)
+
+
+def test_a_method_may_be_validated_by_something_else_than_its_loss(sources):
+    class Measured(Scripted):
+        def validation_loss(self, episode):
+            return torch.tensor(7.0)
+
+    history = train(Measured(), *sources, SHORT)
+    assert {entry["validation"] for entry in history} == {7.0}
+
+
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"training": replace(SHORT, rate=0.1)}, {"method": "wide"}]
+    "change",
+    [
+        {"seed": 1},
+        {"training": replace(SHORT, rate=0.1)},
+        {"method": MAML(Model(MLP(6, (9,)), 4))},
+        {"method": Transfer(Model(MLP(6, (8,)), 4))},
+        {"version": "0.0.0"},
+    ],
+    ids=lambda change: "-".join(change),
 )
-def test_a_foreign_checkpoint_is_refused(sources, tmp_path, change):
+def test_a_foreign_checkpoint_is_refused(sources, tmp_path, change, monkeypatch):
     path = tmp_path / "run.pt"
     train(_method(), *sources, SHORT, seed=0, checkpoint=path)
-    method = _method()
-    if "method" in change:
-        method = MAML(Model(MLP(6, (9,)), 4))
+    method = change.get("method", _method())
+    if "version" in change:
+        monkeypatch.setattr(training, "__version__", change["version"])
     before = copy.deepcopy(method.state_dict())
     with pytest.raises(ValueError, match="run.pt was made by another run.*delete it"):
         train(
