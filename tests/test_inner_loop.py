@@ -11,7 +11,7 @@ from torch.func import functional_call
 from metaser.backbones import MLP, Recurrent
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.losses import cross_entropy
-from metaser.methods.inner_loop import fine_tune, gradient_descent, predictor, task_loss
+from metaser.methods.inner_loop import gradient_descent, predictor, task_loss
 from metaser.methods.maml import MAML
 from metaser.model import Model
 
@@ -265,51 +265,6 @@ def test_frozen_parameters_do_not_adapt(episode):
     assert all(key.startswith("head") for key in method._own())
     method.loss(episode).backward()
     assert all(value.grad is None for value in model.backbone.parameters())
-
-
-def test_fine_tuning_is_adam_on_the_cyclic_schedule(episode):
-    """The rate runs from a fifth of its top to the top in 8 steps, and back in 8."""
-    model, support = _model(), episode.support
-    tuned = fine_tune(
-        lambda own, rows: task_loss(model, own, support[rows]),
-        dict(model.named_parameters()),
-        len(support),
-        20,
-        0.01,
-    )
-    copy = _model()
-    moments = {
-        key: [torch.zeros_like(v), torch.zeros_like(v)] for key, v in copy.named_parameters()
-    }
-    for step in range(20):
-        place = step % 16
-        rate = 0.01 * (0.2 + 0.8 * (1 - abs(place - 8) / 8))
-        loss = nn.functional.cross_entropy(copy(support.modalities), support.targets)
-        slopes = torch.autograd.grad(loss, list(copy.parameters()))
-        with torch.no_grad():
-            for (key, value), slope in zip(copy.named_parameters(), slopes):
-                first, second = moments[key]
-                first.mul_(0.9).add_(0.1 * slope)
-                second.mul_(0.999).add_(0.001 * slope**2)
-                root = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
-                value -= rate * first / (1 - 0.9 ** (step + 1)) / root
-    _close(tuned, {key: value.detach() for key, value in copy.named_parameters()}, 1e-8)
-
-
-def test_fine_tuning_visits_every_clip_once_a_round():
-    seen = []
-    weight = torch.zeros(1, requires_grad=True)
-
-    def loss(own, rows):
-        seen.append(rows.tolist())
-        return own["w"].square().sum()
-
-    fine_tune(loss, {"w": weight}, clips=10, steps=6, rate=0.1, batch_size=5)
-    assert [len(rows) for rows in seen] == [5] * 6
-    for one, two in zip(seen[::2], seen[1::2]):
-        assert sorted(one + two) == list(range(10))
-    assert seen[0] != seen[2]
-    assert float(weight.detach()) == 0 and weight.grad is None
 
 
 def test_cross_entropy_is_over_the_classes_there():

@@ -16,15 +16,12 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as checkpointed
 
-from metaser.batch import Batch, Padded, stack_batches
+from metaser.batch import Batch, Padded
 from metaser.losses import cross_entropy
 
 Parameters = dict[str, Tensor]
 Inputs = dict[str, Padded] | Tensor
 Predictor = Callable[[dict[str, Padded]], Tensor]
-
-REHEARSED = 128
-"""Source clips that a step of rehearsal hears."""
 
 
 def adaptable(module: nn.Module, prefix: str = "") -> Parameters:
@@ -89,7 +86,7 @@ def call(module: nn.Module, parameters: Parameters, inputs: Inputs, stacked: boo
     if isinstance(inputs, Tensor):
         return _vmap(lambda own, x: functional_call(module, own, (x,)))(parameters, inputs)
     if not parameters:
-        return module(_flatten(inputs)).unflatten(0, _tasks_and_clips(inputs))
+        return module(flatten_tasks(inputs)).unflatten(0, _tasks_and_clips(inputs))
 
     def one_task(own: Parameters, values: Parameters, masks: Parameters) -> Tensor:
         modalities = {name: Padded(values[name], masks[name]) for name in values}
@@ -110,7 +107,7 @@ def _vmap(function: Callable) -> Callable:
     return stacked
 
 
-def _flatten(modalities: dict[str, Padded]) -> dict[str, Padded]:
+def flatten_tasks(modalities: dict[str, Padded]) -> dict[str, Padded]:
     """Clips of all tasks as one large batch."""
     return {name: padded.map(lambda x: x.flatten(0, 1)) for name, padded in modalities.items()}
 
@@ -123,7 +120,7 @@ def embed(model: nn.Module, batch: Batch) -> Tensor:
     """Embeddings (..., clips, dim) under the model's own backbone, which all tasks share."""
     if not is_stack(batch):
         return model.backbone(**batch.modalities)
-    return model.backbone(**_flatten(batch.modalities)).unflatten(0, batch.targets.shape)
+    return model.backbone(**flatten_tasks(batch.modalities)).unflatten(0, batch.targets.shape)
 
 
 def prototypes(embeddings: Tensor, support: Batch) -> Tensor:
@@ -224,131 +221,6 @@ def _own_kernels() -> Iterator[None]:
         return
     with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
         yield
-
-
-def fine_tune(
-    loss: Callable[[Parameters, Tensor], Tensor],
-    parameters: Parameters,
-    clips: int,
-    steps: int,
-    rate: float,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> Parameters:
-    """Return copies of ``parameters`` fine-tuned by Adam; the originals are not changed.
-
-    Parameters
-    ----------
-    loss : callable
-        ``loss(parameters, rows)`` is the scalar loss of the clips numbered ``rows``.
-    parameters : dict of str to Tensor
-        The parameters to tune, by name.
-    clips : int
-        How many clips there are.
-    steps : int
-        Adam steps, at least 0.
-    rate : float
-        Highest learning rate. It runs in triangles between a fifth of this and this, like the
-        cyclic rate (2e-5 to 1e-4) of the MetaSER paper's baselines: eight steps up, eight down.
-    batch_size : int
-        Clips a step, at most.
-    seed : int
-        Chooses the order of the clips.
-    """
-    tuned = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
-    optimiser = torch.optim.Adam(tuned.values(), lr=rate)
-    cycle = torch.optim.lr_scheduler.CyclicLR(
-        optimiser, base_lr=rate / 5, max_lr=rate, step_size_up=8, cycle_momentum=False
-    )
-    shuffle = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.long)
-    with torch.enable_grad():
-        for _ in range(steps):
-            if len(order) < min(batch_size, clips):
-                order = torch.randperm(clips, generator=shuffle)
-            rows, order = order[:batch_size], order[batch_size:]
-            optimiser.zero_grad()
-            loss(tuned, rows).backward(inputs=list(tuned.values()))
-            optimiser.step()
-            cycle.step()
-    return tuned
-
-
-def tune_all(
-    model: nn.Module,
-    support: Batch,
-    steps: int,
-    rate: float,
-    sources: Sequence[Batch] = (),
-    rehearsal: float = 0.0,
-) -> Predictor:
-    """Fine-tune all parameters on a support set by ``fine_tune``, rehearsing source clips.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Where to start; not changed.
-    support : Batch
-        Labelled clips of the new language.
-    steps, rate
-        See ``fine_tune``.
-    sources : sequence of Batch
-        Labelled clips of other tasks, which every step draws from evenly.
-    rehearsal : float
-        Clips a class, at least 0, that the sources count as beside the support set. The fewer clips
-        the support set has, the more the sources keep the model where it was.
-
-    References
-    ----------
-    Robins, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal", Connection Science 1995.
-    """
-    shots = len(support) / int(support.classes.sum())
-    share = rehearsal / (shots + rehearsal) if sources else 0.0
-    draw = torch.Generator().manual_seed(0)
-
-    def loss(tuned: Parameters, rows: Tensor) -> Tensor:
-        own = task_loss(model, tuned, support[rows])
-        if not share:
-            return own
-        heard = _draw_evenly(sources, REHEARSED, draw)
-        scores = functional_call(model, tuned, (_flatten(heard.modalities),))
-        scores = scores.unflatten(0, heard.targets.shape)
-        known = cross_entropy(scores, heard.targets, heard.classes).mean()
-        return (1 - share) * own + share * known
-
-    tuned = fine_tune(loss, adaptable(model), len(support), steps, rate)
-    return predictor(model, tuned, support.classes)
-
-
-def _draw_evenly(sources: Sequence[Batch], clips: int, draw: torch.Generator) -> Batch:
-    """A stack of as many clips of each source, drawn with replacement; about ``clips`` in all."""
-    each = max(clips // len(sources), 1)
-    return stack_batches(
-        [source[torch.randint(len(source), (each,), generator=draw)] for source in sources]
-    )
-
-
-def tune_head(
-    model: nn.Module,
-    support: Batch,
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-    steps: int,
-    rate: float,
-) -> Predictor:
-    """Fine-tune the head after a frozen backbone, whose embeddings are computed once.
-
-    ``loss(scores, targets, classes)`` is the scalar loss; the rest is as in ``fine_tune``.
-    """
-    with torch.no_grad():
-        embeddings = embed(model, support)
-
-    def head_loss(tuned: Parameters, rows: Tensor) -> Tensor:
-        scores = functional_call(model.head, tuned, (embeddings[rows],))
-        return loss(scores, support.targets[rows], support.classes)
-
-    tuned = fine_tune(head_loss, adaptable(model.head), len(support), steps, rate)
-    whole = {f"head.{name}": value for name, value in tuned.items()}
-    return predictor(model, whole, support.classes)
 
 
 def predictor(model: nn.Module, parameters: Parameters, classes: Tensor) -> Predictor:

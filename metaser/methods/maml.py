@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
 from metaser.losses import cross_entropy
+from metaser.methods.fine_tune import tune_all
 from metaser.methods.inner_loop import (
     Inputs,
     Parameters,
@@ -21,7 +22,6 @@ from metaser.methods.inner_loop import (
     predictor,
     prototypes,
     task_loss,
-    tune_all,
 )
 from metaser.model import Model
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
+from metaser.methods.fine_tune import tune_all
 from metaser.methods.inner_loop import (
     Predictor,
     adaptable,
@@ -11,7 +12,6 @@ from metaser.methods.inner_loop import (
     expand,
     gradient_descent,
     task_loss,
-    tune_all,
 )
 from metaser.model import Model
 

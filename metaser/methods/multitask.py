@@ -5,14 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaser.batch import Batch, EpisodeBatch
-from metaser.methods.inner_loop import (
-    Predictor,
-    call,
-    check_steps,
-    check_support,
-    is_stack,
-    tune_head,
-)
+from metaser.methods.fine_tune import tune_head
+from metaser.methods.inner_loop import Predictor, call, check_steps, check_support, is_stack
 from metaser.model import Model
 
 

@@ -4,14 +4,8 @@ from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
 from metaser.losses import cross_entropy
-from metaser.methods.inner_loop import (
-    Predictor,
-    check_steps,
-    check_support,
-    task_loss,
-    tune_all,
-    tune_head,
-)
+from metaser.methods.fine_tune import tune_all, tune_head
+from metaser.methods.inner_loop import Predictor, check_steps, check_support, task_loss
 from metaser.model import Model
 
 
