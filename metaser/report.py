@@ -42,7 +42,7 @@ FIELDS = (
 CELL = ["setup", "method", "target", "shots", "fraction", "seed"]
 
 METHODS = {
-    "metaser": ("MetaSER", "first-order MAML over the sources, adapted to the support set"),
+    "metaser": ("MetaSER", "first-order MAML over the sources, then adapted to the support set"),
     "metaser_second_order": (
         "MetaSER (second order)",
         "MAML with second derivatives over the sources, adapted to the support set",
@@ -61,6 +61,10 @@ METHODS = {
     "ridge": ("Ridge head", "ridge regression, solved at once, on an embedding learnt for it"),
     "reptile": ("Reptile", "moves the initialisation towards where training on a task leads"),
     "mldg": ("MLDG", "learns so that a step on one source helps on another, then fine-tuned"),
+    "inner_loop_alone": (
+        "MetaSER, inner loop alone",
+        "adapted by the inner loop's steps on the support set, without rehearsing source clips",
+    ),
     "multiser": (
         "MultiSER",
         "each emotion a task of its own on all sources, dense layers fine-tuned on the support set",
@@ -72,6 +76,10 @@ METHODS = {
     "fine_tuning": (
         "Fine-tuning",
         "trained jointly on the sources, then all of it fine-tuned on the support set",
+    ),
+    "fine_tuning_rehearsal": (
+        "Fine-tuning with rehearsal",
+        "trained jointly, then fine-tuned on the support set while rehearsing source clips",
     ),
     "head_tuning": ("Head tuning", "trained jointly on the sources, then its head fine-tuned"),
     "logistic_regression": (
