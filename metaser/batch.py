@@ -37,6 +37,11 @@ class Padded:
         """Apply a change of leading dimensions to values and mask."""
         return Padded(function(self.values), function(self.mask))
 
+    def lengthened(self, frames: int) -> "Padded":
+        """Padded further, to so many frames."""
+        more = frames - self.mask.shape[-1]
+        return Padded(pad(self.values, (0, 0, 0, more)), pad(self.mask, (0, more)))
+
     def __getitem__(self, rows) -> "Padded":
         return Padded(self.values[rows], self.mask[rows])
 
@@ -134,11 +139,7 @@ def stack_batches(batches: Sequence[Batch]) -> Batch:
 def _equally_long(parts: Sequence[Padded]) -> list[Padded]:
     """Pad all to the frames of the longest."""
     frames = max(part.mask.shape[-1] for part in parts)
-    missing = [frames - part.mask.shape[-1] for part in parts]
-    return [
-        Padded(pad(part.values, (0, 0, 0, more)), pad(part.mask, (0, more)))
-        for part, more in zip(parts, missing)
-    ]
+    return [part.lengthened(frames) for part in parts]
 
 
 def _join_padded(a: Padded, b: Padded) -> Padded:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import os
 import platform
 import sys
@@ -575,6 +576,7 @@ def run_job(
     checkpoints. ``owner`` is the process that holds the lock of ``out``: when it is gone nothing
     more is written, for another run may have begun.
     """
+    logging.basicConfig(level=os.environ.get("METASER_LOG", "WARNING").upper())
     started = time.perf_counter()
     rows = []
     with ALONE:

@@ -3,7 +3,7 @@
 import math
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from metaser.batch import Padded
 
@@ -68,13 +68,13 @@ def settle_batch_norm(module: nn.Module, how: str) -> None:
         raise ValueError(f"batch_norm must be one of {BATCH_NORMS}, not {how!r}")
     leaking = {
         name: layer
-        for name, layer in module.named_modules()
-        if isinstance(layer, _BatchNorm) and layer.track_running_stats
+        for name, layer in module.named_modules(remove_duplicate=False)
+        if isinstance(layer, _NormBase) and layer.track_running_stats
     }
     if leaking and how == "refuse":
         raise ValueError(
-            f"{type(module).__name__} has BatchNorm layers ({', '.join(leaking)}), whose running "
-            "statistics would leak from one episode into the next: set batch_norm = 'task' "
+            f"{type(module).__name__} has layers with running statistics ({', '.join(leaking)}), "
+            "which would leak from one episode into the next: set batch_norm = 'task' "
             "(statistics of each batch) or 'group' (GroupNorm)"
         )
     for name, layer in leaking.items():
@@ -82,14 +82,16 @@ def settle_batch_norm(module: nn.Module, how: str) -> None:
         setattr(module.get_submodule(parent), own, _without_history(layer, how))
 
 
-def _without_history(layer: _BatchNorm, how: str) -> nn.Module:
+def _without_history(layer: _NormBase, how: str) -> nn.Module:
     """A layer that keeps nothing, with the scale and offset of ``layer``."""
     channels, options = layer.num_features, {"eps": layer.eps, "affine": layer.affine}
-    if how == "task":
+    if how == "task" or not isinstance(layer, _BatchNorm):
         new = type(layer)(channels, track_running_stats=False, **options)
     else:
         groups = math.gcd(channels, max(channels // 16, 1))  # of 16 channels, where that goes
         new = nn.GroupNorm(groups, channels, **options)
     if layer.affine:
         new.to(layer.weight).load_state_dict(dict(layer.named_parameters()))
+        for name, value in layer.named_parameters():
+            new.get_parameter(name).requires_grad_(value.requires_grad)
     return new

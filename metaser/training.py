@@ -61,8 +61,8 @@ class Training:
     compile : bool
         Compile the stacked step, see ``MetaBatch``.
     diverged : {"stop", "skip"}
-        What to do about an episode whose loss is not finite: stop the run, or leave the episode
-        out and count it.
+        What to do about an episode whose loss is not finite, or a step whose gradient is not: stop
+        the run, or leave the episode, or all of the step's, out and count them.
     """
 
     updates: int = 1000
@@ -125,13 +125,18 @@ def train(
     Raises
     ------
     FloatingPointError
-        If a loss or a gradient stops being finite, unless diverged episodes are skipped; the
-        message names the episode.
+        If a loss stops being finite (the message names the episode) or a gradient (it names the
+        step), unless what diverged is skipped; or if every validation episode diverges.
     ValueError
         If the checkpoint belongs to another run, backbone or version, or if the method cannot
         learn (see ``diagnose``).
     """
     trainable = [value for value in method.parameters() if value.requires_grad]
+    if not trainable:
+        raise ValueError(
+            f"all parameters of {type(method).__name__} are frozen, so there is nothing to train: "
+            "thaw some by requires_grad_(True), or adapt without training"
+        )
     optimiser = torch.optim.Adam(trainable, lr=training.rate)
     state = {"step": 0, "seconds": 0.0, "best": float("inf"), "waited": 0, "history": []}
     state["skipped"] = 0
@@ -153,7 +158,8 @@ def train(
             state["step"] += 1
             if state["step"] % training.validate_every and state["step"] < training.updates:
                 continue
-            loss = validation_loss(method, validation, training.validation_episodes)
+            skip = training.diverged == "skip"
+            loss = validation_loss(method, validation, training.validation_episodes, skip)
             state["seconds"] += time.perf_counter() - started
             entry = {key: state[key] for key in ("step", "seconds", "skipped")}
             mean = float(np.mean(recent)) if recent else math.nan
@@ -173,8 +179,10 @@ def train(
     return state["history"]
 
 
-def validation_loss(method: nn.Module, validation: Sequence[Source], episodes: int) -> float:
-    """Mean loss over the same episodes whenever it is asked for.
+def validation_loss(
+    method: nn.Module, validation: Sequence[Source], episodes: int, skip: bool = False
+) -> float:
+    """Mean loss over the same episodes whenever it is asked for, if ``skip`` over the finite ones.
 
     A method whose ``loss`` says nothing of its quality has a ``validation_loss`` besides.
     """
@@ -189,12 +197,12 @@ def validation_loss(method: nn.Module, validation: Sequence[Source], episodes: i
             losses[place] = measure(source.draw(index))
     sum_over_processes([losses])
     for (source, index), loss in zip(places, losses.tolist()):
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) and not (skip and losses.isfinite().any()):
             raise FloatingPointError(
                 f"the loss of validation episode {index} of {source.sampler.task.name} is "
                 f"{loss}: lower the inner or the outer rate"
             )
-    return float(losses.mean())
+    return float(losses[losses.isfinite()].mean())
 
 
 def _is_sequential(method: nn.Module) -> bool:
@@ -221,23 +229,25 @@ def _update(
     if hasattr(method, "progress"):
         method.progress = step / training.updates
     torch.manual_seed(
-        int(np.random.SeedSequence([seed, STREAM_DROPOUT, step]).generate_state(1)[0])
+        int(np.random.SeedSequence([seed, STREAM_DROPOUT, step, rank()]).generate_state(1)[0])
     )
     for group in optimiser.param_groups:
         group["lr"] = _rate(method, sources, training, step)
-    optimiser.zero_grad(set_to_none=False)
+    trainable = [value for group in optimiser.param_groups for value in group["params"]]
+    for value in trainable:  # zeros also where this process's episodes give no gradient
+        value.grad = torch.zeros_like(value)
     chosen = _choose(sources, method, training, seed, step)
     losses = torch.zeros(len(chosen), dtype=torch.float64)
     own = share(range(len(chosen)))
     first = step * training.meta_batch
     drawn = [_draw(*chosen[place], first + place) for place in own]
     losses[list(own)] = torch.tensor(engine.backward(drawn, len(chosen)), dtype=torch.float64)
-    trainable = [value for group in optimiser.param_groups for value in group["params"]]
-    slopes = [value.grad for value in trainable if value.grad is not None]
     sum_over_processes([losses])
-    sum_over_processes(slopes)
+    sum_over_processes([value.grad for value in trainable])
     norm = torch.nn.utils.clip_grad_norm_(trainable, training.clip)
     _stop_if_diverged(training, chosen, losses, norm, step)
+    if not losses.isfinite().any():
+        return losses.tolist()
     if norm.isfinite():
         optimiser.step()
         return losses.tolist()
@@ -293,14 +303,19 @@ def _choose(
 
 def _facts(method, training: Training, seed: int) -> dict:
     """What a checkpoint must agree on with the run that resumes from it."""
-    plan = asdict(training)
-    for key in ("engine", "compile"):  # they do not change the result
-        del plan[key]
+    adaptation = {"training", "progress", *getattr(method, "ADAPTATION", ())}
+    settings = {
+        name: value
+        for name, value in vars(method).items()
+        if isinstance(value, bool | int | float | str) and name not in adaptation
+    }
     return {
         "metaser": __version__,
         "method": type(method).__name__,
+        "settings": settings,
+        "model": " ".join(repr(getattr(method, "model", method)).split()),
         "seed": seed,
-        **plan,
+        **asdict(training),
         "parameters": {name: list(value.shape) for name, value in method.named_parameters()},
     }
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.methods import METHODS
 from metaser.methods.diagnosis import diagnose
 from metaser.methods.maml import MAML
 from metaser.model import Model
@@ -94,3 +95,15 @@ def test_parameters_without_gradient_are_named(caplog):
     with caplog.at_level(logging.WARNING, "metaser"):
         _diagnose(spare)
     assert "receive no gradient: model.backbone.after.forgotten" in caplog.text
+
+
+def test_a_head_of_zeros_is_no_reason_to_refuse():
+    method = METHODS["fine_tuning"](model=Model(Backbone(nn.Identity()), 4))
+    nn.init.zeros_(method.model.head.weight)
+    diagnose(method, EpisodeBatch(_batch(), _batch()))
+
+
+def test_a_loss_without_learning_parameters_is_refused():
+    method = METHODS["fine_tuning"](model=Model(Backbone(nn.Identity()), 4).requires_grad_(False))
+    with pytest.raises(ValueError, match="does not depend on any parameter that learns"):
+        diagnose(method, EpisodeBatch(_batch(), _batch()))

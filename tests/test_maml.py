@@ -9,6 +9,7 @@ from metaser.backbones import MLP
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.methods import METHODS
 from metaser.methods.maml import MAML
+from metaser.methods.meta_batch import MetaBatch
 from metaser.model import Model
 
 CHANNELS, CLASSES = 3, 4
@@ -196,3 +197,61 @@ def test_unused_and_frozen_parameters_need_no_flags(episode):
 def test_strange_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         _method("fomaml", **arguments)
+
+
+@pytest.mark.parametrize("name", ["anil", "boil", "proto_maml"])
+def test_what_adapts_a_part_is_not_tuned_by_adam(name):
+    with pytest.raises(ValueError, match="adapt_rate tunes everything"):
+        _method(name, adapt_rate=1e-3)
+
+
+def test_a_class_without_clips_gets_no_prototype(episode):
+    known = EpisodeBatch(episode.support[episode.support.targets != 3], episode.query)
+    for name in ("proto_maml", "protonet"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Model(MLP(CHANNELS, (5,)), CLASSES).double()
+        method = METHODS[name](model=model).double()
+        scores = method.adapt(known.support)(known.query.modalities)
+        assert (scores.argmax(dim=1) != 3).all()
+
+
+class Gained(nn.Module):
+    """A backbone with a parameter that is one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(CHANNELS, 5)
+        self.gain = nn.Parameter(torch.tensor(1.0))
+        self.dim = 5
+
+    def forward(self, audio):
+        return self.gain * self.layer(audio.mean())
+
+
+@pytest.mark.parametrize("name", ["maml", "meta_sgd", "reptile", "mldg"])
+def test_a_parameter_may_be_one_number(name, episode):
+    method = METHODS[name](model=Model(Gained(), CLASSES)).double()
+    MetaBatch(method, "stacked").backward([episode, episode])
+    assert method.model.backbone.gain.grad
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "boil", "reptile", "mldg", "fine_tuning"])
+def test_a_frozen_model_adapts_to_itself(name, episode):
+    model = Model(MLP(CHANNELS, (5,)), CLASSES).double().requires_grad_(False)
+    method = METHODS[name](model=model).eval()
+    scores = method.adapt(episode.support)(episode.query.modalities)
+    torch.testing.assert_close(scores, model(episode.query.modalities))
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "protonet", "ridge", "zero_shot"])
+def test_a_predictor_stays_whatever_becomes_of_the_method(name, episode):
+    model = Model(MLP(CHANNELS, (5,), dropout=0.5), CLASSES).double()
+    method = METHODS[name](model=model).double().train()
+    predict = method.adapt(episode.support)
+    before = predict(episode.query.modalities)
+    with torch.no_grad():
+        for value in method.parameters():
+            value.add_(1)
+    assert torch.equal(before, predict(episode.query.modalities))
+    assert method.training

@@ -254,7 +254,10 @@ def test_the_choice_is_said_and_tasks_in_turn_stand_in(caplog, kind, words):
 def test_stacking_is_said(caplog):
     with caplog.at_level(logging.INFO, "metaser"):
         MetaBatch(_method()).backward(EPISODES)
-    assert "support 6, query 8 clips: up to" in caplog.text and "tasks stacked" in caplog.text
+    assert (
+        "support 6, query 8 clips of up to 8 frames: up to" in caplog.text
+        and "tasks stacked" in caplog.text
+    )
 
 
 @pytest.mark.parametrize("mode", ["loop", "stacked"])

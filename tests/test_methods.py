@@ -155,6 +155,9 @@ def test_what_arrives_after_training_changes_adaptation_alone(name, episode):
     adaptation = getattr(getattr(kind, "func", kind), "ADAPTATION", ())
     changes = {"steps": 3, "rate": 0.5, "adapt_steps": 3, "adapt_rate": 0.5, "trainable": "head"}
     changes |= {"rehearsal": 2.0}
+    preset = getattr(kind, "keywords", {})
+    if "adapts" in preset or "head" in preset:  # these adapt by the inner loop alone
+        adaptation = {"adapt_steps"}
     for argument in adaptation:
         own = {argument: changes[argument]}
         if argument == "rehearsal" and "adapt_rate" in adaptation:

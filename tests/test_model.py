@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.methods import METHODS
 from metaser.methods.maml import MAML
 from metaser.methods.meta_batch import MetaBatch
 from metaser.model import Model, settle_batch_norm
@@ -38,7 +39,9 @@ def _normed() -> Normed:
 
 
 def test_batch_norm_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"Normed has BatchNorm layers \(block\.1\).*'task'.*'gr"):
+    with pytest.raises(
+        ValueError, match=r"Normed has layers with running.*\(block\.1\).*'task'.*'gr"
+    ):
         Model(_normed(), 4)
 
 
@@ -73,8 +76,33 @@ def test_an_episode_leaves_no_trace_in_the_next(how):
     alone = float(method.loss(other).detach())
     method.loss(one)
     assert float(method.loss(other).detach()) == alone
-    losses = MetaBatch(method, "stacked").backward([one, other])
+    losses = MetaBatch(method).backward([one, other])
     assert losses[1] == pytest.approx(alone, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "proto_maml", "protonet", "ridge", "fine_tuning"])
+def test_statistics_of_a_task_do_not_mix_with_those_of_others(name):
+    model = Model(_normed(), 4, batch_norm="task")
+    method = METHODS[name](model=model).double()
+    episodes = [EpisodeBatch(_batch(seed), _batch(seed + 1)) for seed in (0, 5)]
+    losses = MetaBatch(method).backward(episodes)
+    assert losses == pytest.approx([float(method.loss(e).detach()) for e in episodes], rel=1e-12)
+
+
+def test_frozen_layers_stay_frozen_and_shared_ones_shared():
+    backbone = _normed().requires_grad_(False)
+    backbone.again = backbone.block[1]
+    settle_batch_norm(backbone, "task")
+    assert not any(value.requires_grad for value in backbone.parameters())
+    assert not backbone.again.track_running_stats
+
+
+def test_other_layers_with_running_statistics_are_refused_and_replaced():
+    whole = nn.Sequential(nn.InstanceNorm1d(3, affine=True, track_running_stats=True))
+    with pytest.raises(ValueError, match="running statistics"):
+        settle_batch_norm(whole, "refuse")
+    settle_batch_norm(whole, "group")
+    assert not list(whole.buffers())
 
 
 def test_layers_that_keep_nothing_stay():

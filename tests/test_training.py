@@ -382,3 +382,29 @@ def test_what_requires_no_gradient_is_not_trained(sources):
     before = copy.deepcopy(method.model.backbone.state_dict())
     train(method, *sources, SHORT)
     assert _same(before, method.model.backbone.state_dict())
+
+
+def test_a_checkpoint_of_other_settings_is_refused(sources, tmp_path):
+    train(_method(inner_steps=1), *sources, SHORT, checkpoint=tmp_path / "run.pt")
+    with pytest.raises(ValueError, match="settings was .*inner_steps.*and is now"):
+        train(_method(inner_steps=2), *sources, SHORT, checkpoint=tmp_path / "run.pt")
+    train(_method(inner_steps=1, adapt_steps=3), *sources, SHORT, checkpoint=tmp_path / "run.pt")
+
+
+def test_without_anything_to_train_it_says_so(sources):
+    method = _method()
+    method.requires_grad_(False)
+    with pytest.raises(ValueError, match="all parameters of MAML are frozen"):
+        train(method, *sources, SHORT)
+
+
+def test_validation_episodes_that_diverge_are_left_out_if_asked(sources):
+    class Half(Scripted):
+        def validation_loss(self, episode):
+            self.seen += 1
+            return torch.tensor(float("nan") if self.seen % 2 else 3.0)
+
+    with pytest.raises(FloatingPointError, match="validation episode 0 of it_made"):
+        train(Half(), *sources, SHORT)
+    history = train(Half(), *sources, replace(SHORT, diverged="skip"))
+    assert {entry["validation"] for entry in history} == {3.0}

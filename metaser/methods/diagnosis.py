@@ -23,29 +23,45 @@ def diagnose(method: nn.Module, episode: EpisodeBatch) -> None:
         lacks the second derivative that the method asks for; the message names it.
     """
     method = copy.deepcopy(method)
+    _check_backbone(method, episode)
     learnt = {name: value for name, value in method.named_parameters() if value.requires_grad}
     with torch.random.fork_rng(devices=[]):
         try:
-            method.loss(episode).backward()
+            loss = method.loss(episode)
+            if not loss.requires_grad:
+                raise ValueError(
+                    f"the loss of {type(method).__name__} does not depend on any parameter that "
+                    "learns: are all frozen, or does forward use detach() or no_grad()?"
+                )
+            loss.backward()
         except RuntimeError as error:
             _name_layers(method, episode, error)
             raise
     moved = {name for name, value in learnt.items() if value.grad is not None and value.grad.any()}
-    if not moved:
-        raise ValueError(
-            f"the loss of {type(method).__name__} does not depend on any of its parameters: does "
-            "forward use them, without detach() or no_grad()?"
-        )
-    backbone = [name for name in learnt if name.startswith("model.backbone.")]
-    if backbone and not moved.intersection(backbone):
-        raise ValueError(
-            f"the output of {type(method.model.backbone).__name__} does not depend on its "
-            f"parameters ({', '.join(backbone)}): does forward use them, without detach() or "
-            "no_grad()?"
-        )
     unused = sorted(learnt.keys() - moved)
     if unused:
         log.warning("parameters that receive no gradient: %s", ", ".join(unused))
+
+
+def _check_backbone(method: nn.Module, episode: EpisodeBatch) -> None:
+    """Refuse a backbone whose embeddings depend on none of its parameters."""
+    backbone = getattr(getattr(method, "model", None), "backbone", None)
+    if backbone is None:
+        return
+    learnt = [value for value in backbone.parameters() if value.requires_grad]
+    if not learnt:
+        return
+    with torch.random.fork_rng(devices=[]):
+        total = backbone(**episode.support.modalities).square().sum()
+    if total.requires_grad:
+        slopes = torch.autograd.grad(total, learnt, allow_unused=True)
+        if any(slope is not None for slope in slopes):
+            return
+    names = [name for name, value in backbone.named_parameters() if value.requires_grad]
+    raise ValueError(
+        f"the output of {type(backbone).__name__} does not depend on its parameters "
+        f"({', '.join(names)}): does forward use them, without detach() or no_grad()?"
+    )
 
 
 def _name_layers(method: nn.Module, episode: EpisodeBatch, error: RuntimeError) -> None:

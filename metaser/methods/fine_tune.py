@@ -51,6 +51,8 @@ def fine_tune(
     seed : int
         Chooses the order of the clips.
     """
+    if not parameters or steps == 0:
+        return parameters
     tuned = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
     optimiser = torch.optim.Adam(tuned.values(), lr=rate)
     cycle = torch.optim.lr_scheduler.CyclicLR(
@@ -98,8 +100,10 @@ def tune_all(
     ----------
     Robins, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal", Connection Science 1995.
     """
+    if rehearsal and not sources:
+        raise ValueError(f"rehearsal = {rehearsal} needs source clips: call fit(sources) first")
     shots = len(support) / int(support.classes.sum())
-    share = rehearsal / (shots + rehearsal) if sources else 0.0
+    share = rehearsal / (shots + rehearsal)
     draw = torch.Generator().manual_seed(0)
 
     def loss(tuned: Parameters, rows: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Everything here takes one task or a stack of them (``metaser.batch.stack``): ten
 a leading dimension of tasks, and so have the parameters that adapt.
 """
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -63,7 +64,7 @@ def expand(parameters: Parameters, batch: Batch) -> Parameters:
     """
     tasks = (len(batch.targets),) if is_stack(batch) else ()
     with torch.enable_grad():
-        return {name: value.expand(*tasks, *value.shape) for name, value in parameters.items()}
+        return {name: value.expand((*tasks, *value.shape)) for name, value in parameters.items()}
 
 
 def call(module: nn.Module, parameters: Parameters, inputs: Inputs, stacked: bool) -> Tensor:
@@ -124,10 +125,15 @@ def embed(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def prototypes(embeddings: Tensor, support: Batch) -> Tensor:
-    """Class means (..., classes, dim) of embeddings (..., clips, dim); 0 for absent classes."""
+    """Class means (..., classes, dim) of embeddings (..., clips, dim); 0 where there is no clip."""
     members = functional.one_hot(support.targets, support.classes.shape[-1]).to(embeddings.dtype)
     counts = members.sum(dim=-2).clamp(min=1).unsqueeze(-1)
     return members.transpose(-1, -2) @ embeddings / counts
+
+
+def heard_classes(support: Batch) -> Tensor:
+    """(..., classes) bool: which classes have a clip in the support set."""
+    return functional.one_hot(support.targets, support.classes.shape[-1]).any(dim=-2)
 
 
 def task_loss(
@@ -177,6 +183,8 @@ def descend(
         gradients = _gradients(loss, parameters, second_order)
         return {name: value - rates[name] * gradients[name] for name, value in parameters.items()}
 
+    if not parameters:  # everything is frozen
+        rates = ()
     parameters = {  # whoever calls without gradients has made some that have none
         name: value if value.requires_grad else value.detach().requires_grad_()
         for name, value in parameters.items()
@@ -228,7 +236,8 @@ def predictor(model: nn.Module, parameters: Parameters, classes: Tensor) -> Pred
 
     Classes that the task does not have score minus infinity.
     """
-    frozen = {name: value.detach() for name, value in parameters.items()}
+    model = copy.deepcopy(model).eval()  # the predictor stays, whatever becomes of the method
+    frozen = {name: value.detach().clone() for name, value in parameters.items()}
 
     @torch.no_grad()
     def predict(modalities: dict[str, Padded]) -> Tensor:

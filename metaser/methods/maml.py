@@ -19,6 +19,7 @@ from metaser.methods.inner_loop import (
     embed,
     expand,
     gradient_descent,
+    heard_classes,
     predictor,
     prototypes,
     task_loss,
@@ -29,6 +30,9 @@ RATES = ("fixed", "element", "step")
 ADAPTS = ("all", "head", "backbone")
 HEADS = ("learned", "prototypes")
 BACK_ENDS = ("native", "learn2learn")
+
+UNHEARD = -1e4
+"""Bias of a class without a clip in the support set, where the head starts from prototypes."""
 
 
 class MAML(nn.Module):
@@ -119,6 +123,8 @@ class MAML(nn.Module):
             raise ValueError(f"inner_rate must be above 0, not {inner_rate}")
         if rehearsal and adapt_rate is None:
             raise ValueError("rehearsal goes with adapting by Adam: set adapt_rate, e.g. to 1e-3")
+        if adapt_rate is not None and (adapts, head) != ("all", "learned"):
+            raise ValueError("adapt_rate tunes everything: leave adapts and head as they are")
         if adapts == "backbone" and head == "prototypes":
             raise ValueError("a head of prototypes adapts: adapts must be 'all' or 'head'")
         plain = (rates, adapts, head, first_order_share, multi_step_share)
@@ -177,7 +183,8 @@ class MAML(nn.Module):
             prefix = "" if self.adapts == "head" else "head."
             centres = prototypes(embed(self.model, support), support)
             start[f"{prefix}weight"] = 2 * centres
-            start[f"{prefix}bias"] = -centres.square().sum(dim=-1)
+            bias = -centres.square().sum(dim=-1)
+            start[f"{prefix}bias"] = bias.masked_fill(~heard_classes(support), UNHEARD)
         return start
 
     def _inputs(self, batch: Batch) -> Inputs:
@@ -209,14 +216,16 @@ class MAML(nn.Module):
         """
         if self.back_end == "learn2learn":
             return self._learn2learn_loss(episode)
-        progress = self.progress if self.training else 1.0
+        changes = self.training and (self.first_order_share or self.multi_step_share)
+        progress = self.progress if changes else 1.0
+        differentiated = self.second_order and torch.is_grad_enabled()
         part, start = self._part(), self._start(episode.support)
         support, query = self._inputs(episode.support), self._inputs(episode.query)
         path = descend(
             lambda own: task_loss(part, own, episode.support, support),
             start,
             self._rates(self.inner_steps),
-            self.second_order and progress >= self.first_order_share,
+            differentiated and progress >= self.first_order_share,
             self.checkpoint_steps,
         )
         return sum(

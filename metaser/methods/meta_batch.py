@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from metaser.batch import EpisodeBatch, stack
+from metaser.batch import Batch, EpisodeBatch, stack
 from metaser.memory import PeakMemory, available_memory
 
 MODES = ("auto", "stacked", "loop")
@@ -53,7 +54,7 @@ class MetaBatch:
         self.method = method
         self.mode = mode
         self._loss = torch.compile(method.loss, dynamic=False) if compile else method.loss
-        self._plans: dict[tuple[int, int], tuple[int, int]] = {}
+        self._plans: dict[tuple[int, int, int], tuple[int, int]] = {}
 
     def backward(self, episodes: Sequence[EpisodeBatch], total: int | None = None) -> list[float]:
         """Add the gradient of the mean loss to ``.grad``; return the loss of each episode.
@@ -66,7 +67,7 @@ class MetaBatch:
             Divide by this instead of the number of episodes, where other processes have the rest.
         """
         total = total or len(episodes)
-        groups: dict[tuple[int, int], list[int]] = {}
+        groups: dict[tuple[int, int, int], list[int]] = {}
         for index, episode in enumerate(episodes):
             groups.setdefault(_size(episode), []).append(index)
         losses = [0.0] * len(episodes)
@@ -88,25 +89,29 @@ class MetaBatch:
         finite = losses.detach().isfinite()
         if finite.all():
             (losses.sum() / total).backward()
-        elif finite.any():  # a task that diverged would spoil the gradient of the others
+        losses = losses.detach()  # and with it goes the graph
+        if finite.any() and not finite.all():  # one that diverged would spoil the others' gradient
             self._run([episode for episode, fine in zip(episodes, finite) if fine], total)
-        return losses.detach().tolist()
+        return losses.tolist()
 
     def plan(self, episode: EpisodeBatch) -> tuple[int, int]:
         """How many tasks of this size run at once, and the bytes that they need together."""
         size = _size(episode)
         if size not in self._plans:
-            needed = memory_of_task(self.method, episode)
-            _refuse_beyond(available_memory(), needed, size)
+            needed, free = memory_of_task(self.method, _padded(episode)), available_memory()
+            _refuse_beyond(free, needed, size)
             obstacle = self._obstacle(episode)
             if obstacle and self.mode == "stacked":
                 raise ValueError(
                     f"mode = 'stacked' is impossible: {obstacle}; use 'auto' or 'loop'"
                 )
-            chunk = 1 if obstacle else (3 * needed // 2 + SPARE) // needed
+            chunk = 1 if obstacle else min(3 * needed // 2 + SPARE, free) // needed
             how = f"tasks in turn ({obstacle})" if obstacle else f"up to {chunk} tasks stacked"
             log.info(
-                "support %d, query %d clips: %s; %.0f MB a task", *size, how, needed / MEGABYTE
+                "support %d, query %d clips of up to %d frames: %s; %.0f MB a task",
+                *size,
+                how,
+                needed / MEGABYTE,
             )
             self._plans[size] = chunk, chunk * needed
         return self._plans[size]
@@ -118,6 +123,8 @@ class MetaBatch:
         if not getattr(self.method, "stackable", False):
             return f"{type(self.method).__name__} takes one episode at a time"
         layers = list(self.method.modules())
+        if any(isinstance(m, _NormBase) for m in layers):
+            return "normalisation by batches must not mix tasks"
         if self.mode == "auto" and any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in layers):
             return "2-D convolutions are faster alone"
         first_order = not getattr(self.method, "second_order", False)
@@ -126,7 +133,7 @@ class MetaBatch:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 self.method.loss(stack([episode, episode]))
-        except RuntimeError as error:
+        except Exception as error:  # whatever a backbone does to tensors that stand for many
             return f"a layer cannot be stacked: {str(error).splitlines()[0]}"
         return ""
 
@@ -138,7 +145,7 @@ def memory_of_task(method: nn.Module, episode: EpisodeBatch) -> int:
     """
     try:
         return _peak(copy.deepcopy(method).to("meta"), episode.to("meta"))
-    except RuntimeError:
+    except Exception:  # whatever a backbone does to tensors without values
         with torch.random.fork_rng(devices=[]):
             return _peak(copy.deepcopy(method), episode)
 
@@ -149,14 +156,28 @@ def _peak(method: nn.Module, episode: EpisodeBatch) -> int:
     return max(memory.peak, 1)
 
 
-def _refuse_beyond(available: int, needed: int, size: tuple[int, int]) -> None:
+def _refuse_beyond(available: int, needed: int, size: tuple[int, int, int]) -> None:
     if needed > available:
         raise MemoryError(
-            f"an episode of {size[0]} support and {size[1]} query clips needs "
+            f"an episode of {size[0]} support and {size[1]} query clips of {size[2]} frames needs "
             f"{needed / MEGABYTE:.0f} MB and {available / MEGABYTE:.0f} MB are free: set "
             "checkpoint_steps = true, take fewer inner steps or clips, or first order"
         )
 
 
-def _size(episode: EpisodeBatch) -> tuple[int, int]:
-    return len(episode.support), len(episode.query)
+def _size(episode: EpisodeBatch) -> tuple[int, int, int]:
+    """Support clips, query clips, and frames of the longest, rounded up to a power of two."""
+    sides = (episode.support, episode.query)
+    frames = max(p.mask.shape[-1] for side in sides for p in side.modalities.values())
+    return len(episode.support), len(episode.query), 1 << (frames - 1).bit_length()
+
+
+def _padded(episode: EpisodeBatch) -> EpisodeBatch:
+    """An episode as large as any of its size."""
+    frames = _size(episode)[2]
+
+    def longest(batch: Batch) -> Batch:
+        modalities = {name: padded.lengthened(frames) for name, padded in batch.modalities.items()}
+        return Batch(modalities, batch.targets, batch.classes)
+
+    return EpisodeBatch(longest(episode.support), longest(episode.query))

@@ -1,5 +1,6 @@
 """Meta-learning for domain generalisation: a step on one corpus should help on another."""
 
+import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
@@ -75,7 +76,7 @@ class MLDG(nn.Module):
         A scalar, or one value a task for a stack of episodes.
         """
         start = expand(adaptable(self.model), episode.support)
-        rate = next(iter(start.values())).new_tensor(self.inner_rate)
+        rate = torch.tensor(self.inner_rate, dtype=torch.float64)
         moved = gradient_descent(
             lambda own: task_loss(self.model, own, episode.support),
             start,

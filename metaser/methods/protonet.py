@@ -1,11 +1,19 @@
 """Prototypical networks: the nearest class mean of the support set's embeddings."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.losses import cross_entropy
-from metaser.methods.inner_loop import Predictor, check_support, embed, prototypes
+from metaser.methods.inner_loop import (
+    Predictor,
+    check_support,
+    embed,
+    heard_classes,
+    prototypes,
+)
 from metaser.model import Model
 
 
@@ -36,18 +44,19 @@ class ProtoNet(nn.Module):
         """Cross-entropy of the query clips, a scalar or one value a task for a stack."""
         centres = prototypes(embed(self.model, episode.support), episode.support)
         scores = _scores(embed(self.model, episode.query), centres)
-        return cross_entropy(scores, episode.query.targets, episode.query.classes)
+        return cross_entropy(scores, episode.query.targets, heard_classes(episode.support))
 
     def adapt(self, support: Batch) -> Predictor:
         """Take the class means of labelled clips; the method itself stays as it is."""
         check_support(support)
+        backbone, heard = copy.deepcopy(self.model.backbone).eval(), heard_classes(support)
         with torch.no_grad():
-            centres = prototypes(embed(self.model, support), support)
+            centres = prototypes(backbone(**support.modalities), support)
 
         @torch.no_grad()
         def predict(modalities: dict[str, Padded]) -> Tensor:
-            scores = _scores(self.model.backbone(**modalities), centres)
-            return scores.masked_fill(~support.classes, float("-inf"))
+            scores = _scores(backbone(**modalities), centres)
+            return scores.masked_fill(~heard, float("-inf"))
 
         return predict
 

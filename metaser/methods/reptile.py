@@ -1,5 +1,6 @@
 """Reptile: move the initialisation towards where plain training on a task leads."""
 
+import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
@@ -52,7 +53,7 @@ class Reptile(nn.Module):
         self.inner_rate = inner_rate
 
     def _descend(self, start: Parameters, batch: Batch, steps: int) -> Parameters:
-        rate = next(iter(start.values())).new_tensor(self.inner_rate)
+        rate = torch.tensor(self.inner_rate, dtype=torch.float64)
         rates = [dict.fromkeys(start, rate)] * steps
         return gradient_descent(lambda own: task_loss(self.model, own, batch), start, rates)
 
@@ -67,7 +68,8 @@ class Reptile(nn.Module):
         fixed = {name: value.detach().requires_grad_() for name, value in start.items()}
         reached = self._descend(fixed, batch, self.inner_steps)
         gaps = [(start[name] - reached[name].detach()).square() for name in start]
-        return sum(gap.flatten(batch.targets.dim() - 1).sum(dim=-1) for gap in gaps) / 2
+        tasks = batch.targets.shape[:-1]
+        return sum(gap.reshape(*tasks, -1).sum(dim=-1) for gap in gaps) / 2
 
     def validation_loss(self, episode: EpisodeBatch) -> Tensor:
         """Query loss after adapting to the support set: the distance says nothing of quality."""

@@ -1,5 +1,7 @@
 """A closed-form ridge head on a learnt embedding."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -55,12 +57,13 @@ class Ridge(nn.Module):
     def adapt(self, support: Batch) -> Predictor:
         """Solve the regression on labelled clips; the method itself stays as it is."""
         check_support(support)
+        own = copy.deepcopy(self).eval()
         with torch.no_grad():
-            weights = self._solve(embed(self.model, support), support)
+            weights = own._solve(embed(own.model, support), support)
 
         @torch.no_grad()
         def predict(modalities: dict[str, Padded]) -> Tensor:
-            scores = self._scores(self.model.backbone(**modalities), weights)
+            scores = own._scores(own.model.backbone(**modalities), weights)
             return scores.masked_fill(~support.classes, float("-inf"))
 
         return predict
