@@ -16,7 +16,7 @@ from metaser.methods.maml import MAML
 from metaser.model import Model
 
 CHANNELS, CLASSES = 3, 4
-RATE = float(torch.tensor(0.3).log().double().exp())  # the logarithm is kept in single precision
+RATE = float(torch.tensor(0.3).log().double().exp())  # learnt rates begin in single precision
 needs_learn2learn = pytest.mark.skipif(
     importlib.util.find_spec("learn2learn") is None,
     reason="needs learn2learn: pip install --no-deps -r requirements-learn2learn.txt",

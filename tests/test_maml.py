@@ -30,6 +30,7 @@ def episode() -> EpisodeBatch:
 def _method(name: str, **arguments) -> MAML:
     with torch.random.fork_rng():
         torch.manual_seed(3)
+        arguments = {"inner_rate": 0.3, **arguments}
         method = METHODS[name](model=Model(MLP(CHANNELS, (5,)), CLASSES), **arguments).double()
     with torch.no_grad():  # the logarithm was taken in single precision
         for value in method.log_rates.values():
@@ -104,7 +105,7 @@ def test_steps_beyond_the_trained_ones_take_the_last_rate():
     with torch.no_grad():
         for value in method.log_rates.values():
             value.copy_(torch.tensor([0.5, 0.25]).log())
-    rates = [float(own["head.bias"].detach()) for own in method._rates(4)]
+    rates = [float(own["head.bias"].detach()) for own in method._rates(4, {})]
     assert rates == pytest.approx([0.5, 0.25, 0.25, 0.25])
 
 

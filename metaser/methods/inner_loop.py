@@ -21,6 +21,7 @@ from metaser.batch import Batch, Padded
 from metaser.losses import cross_entropy
 
 Parameters = dict[str, Tensor]
+Rates = dict[str, Tensor] | dict[str, float]
 Inputs = dict[str, Padded] | Tensor
 Predictor = Callable[[dict[str, Padded]], Tensor]
 
@@ -151,7 +152,7 @@ def task_loss(
 def descend(
     loss: Callable[[Parameters], Tensor],
     parameters: Parameters,
-    rates: Sequence[Parameters],
+    rates: Sequence[Rates],
     second_order: bool = False,
     checkpoint: bool = False,
 ) -> Iterator[Parameters]:
@@ -163,8 +164,8 @@ def descend(
         From parameters to a scalar, or to one loss a task where they are stacked.
     parameters : dict of str to Tensor
         Where to start; not changed. Those that ``loss`` does not use stay as they are.
-    rates : sequence of dict of str to Tensor
-        One entry a step: the step size of each parameter, broadcastable to it.
+    rates : sequence of dict of str to Tensor or float
+        One entry a step: the step size of each parameter, as a tensor broadcastable to it.
     second_order : bool
         Keep the graph through the gradients, so that the result can be differentiated exactly.
         Otherwise the gradients count as constants (first-order approximation), while the result
@@ -179,9 +180,11 @@ def descend(
     ICML 2017, algorithm 1.
     """
 
-    def step(parameters: Parameters, rates: Parameters) -> Parameters:
+    def step(parameters: Parameters, rates: Rates) -> Parameters:
         gradients = _gradients(loss, parameters, second_order)
-        return {name: value - rates[name] * gradients[name] for name, value in parameters.items()}
+        return {
+            name: _moved(value, rates[name], gradients[name]) for name, value in parameters.items()
+        }
 
     if not parameters:  # everything is frozen
         rates = ()
@@ -196,6 +199,13 @@ def descend(
             else:
                 parameters = step(parameters, own)
         yield parameters
+
+
+def _moved(value: Tensor, rate: Tensor | float, gradient: Tensor) -> Tensor:
+    """A gradient step in one operation."""
+    if isinstance(rate, Tensor):
+        return torch.addcmul(value, rate, gradient, value=-1)
+    return torch.sub(value, gradient, alpha=rate)
 
 
 def gradient_descent(loss, parameters: Parameters, rates, **options) -> Parameters:

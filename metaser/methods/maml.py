@@ -12,6 +12,7 @@ from metaser.methods.inner_loop import (
     Inputs,
     Parameters,
     Predictor,
+    Rates,
     adaptable,
     check_steps,
     check_support,
@@ -141,6 +142,7 @@ class MAML(nn.Module):
         self.use_sources = rehearsal > 0
         self.sources: list[Batch] = []
         self.rates = rates
+        self.inner_rate = inner_rate
         self.second_order = second_order
         self.first_order_share = first_order_share
         self.multi_step_share = multi_step_share
@@ -152,21 +154,16 @@ class MAML(nn.Module):
         self.progress = 1.0
         if head == "prototypes":
             model.head = nn.Linear(model.backbone.dim, model.classes)
-        self.log_rates = nn.ParameterDict(
-            {
-                name.replace(".", "/"): nn.Parameter(
-                    torch.full(self._rate_shape(value), inner_rate).log(),
-                    requires_grad=rates != "fixed",
-                )
-                for name, value in self._own().items()
-            }
-        )
+        self.log_rates = nn.ParameterDict()
+        if rates != "fixed":
+            for name, value in self._own().items():
+                start = torch.full(self._rate_shape(value), inner_rate).log()
+                self.log_rates[name.replace(".", "/")] = nn.Parameter(start)
         if head == "prototypes":  # each episode makes its own
             model.head.requires_grad_(False)
 
     def _rate_shape(self, value: Tensor) -> tuple[int, ...]:
-        per_step = (max(self.inner_steps, 1),)
-        return {"fixed": (), "element": tuple(value.shape), "step": per_step}[self.rates]
+        return tuple(value.shape) if self.rates == "element" else (max(self.inner_steps, 1),)
 
     def _part(self) -> nn.Module:
         """What the inner loop runs."""
@@ -190,8 +187,10 @@ class MAML(nn.Module):
     def _inputs(self, batch: Batch) -> Inputs:
         return embed(self.model, batch) if self.adapts == "head" else batch.modalities
 
-    def _rates(self, steps: int) -> list[Parameters]:
+    def _rates(self, steps: int, start: Parameters) -> list[Rates]:
         """Step sizes of each step."""
+        if self.rates == "fixed":
+            return [dict.fromkeys(start, self.inner_rate)] * steps
         rates = {name.replace("/", "."): value.exp() for name, value in self.log_rates.items()}
         if self.rates != "step":
             return [rates] * steps
@@ -224,7 +223,7 @@ class MAML(nn.Module):
         path = descend(
             lambda own: task_loss(part, own, episode.support, support),
             start,
-            self._rates(self.inner_steps),
+            self._rates(self.inner_steps, start),
             differentiated and progress >= self.first_order_share,
             self.checkpoint_steps,
         )
@@ -237,8 +236,12 @@ class MAML(nn.Module):
     def _learn2learn_loss(self, episode: EpisodeBatch) -> Tensor:
         from metaser.methods.learn2learn import maml
 
-        rate = float(next(iter(self._rates(1)[0].values())))
-        learner = maml()(self.model, lr=rate, first_order=not self.second_order, allow_unused=True)
+        learner = maml()(
+            self.model,
+            lr=self.inner_rate,
+            first_order=not self.second_order,
+            allow_unused=True,
+        )
         support = episode.support
         with torch.enable_grad():
             learner = learner.clone()
@@ -263,7 +266,9 @@ class MAML(nn.Module):
         with torch.no_grad():
             start, inputs = self._start(support), self._inputs(support)
         adapted = gradient_descent(
-            lambda own: task_loss(part, own, support, inputs), start, self._rates(self.adapt_steps)
+            lambda own: task_loss(part, own, support, inputs),
+            start,
+            self._rates(self.adapt_steps, start),
         )
         prefix = "head." if self.adapts == "head" else ""
         whole = {f"{prefix}{name}": value for name, value in adapted.items()}

@@ -1,6 +1,5 @@
 """Meta-learning for domain generalisation: a step on one corpus should help on another."""
 
-import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
@@ -76,11 +75,10 @@ class MLDG(nn.Module):
         A scalar, or one value a task for a stack of episodes.
         """
         start = expand(adaptable(self.model), episode.support)
-        rate = torch.tensor(self.inner_rate, dtype=torch.float64)
         moved = gradient_descent(
             lambda own: task_loss(self.model, own, episode.support),
             start,
-            [dict.fromkeys(start, rate)],
+            [dict.fromkeys(start, self.inner_rate)],
             second_order=self.second_order,
         )
         here = task_loss(self.model, start, episode.support)

@@ -1,6 +1,5 @@
 """Reptile: move the initialisation towards where plain training on a task leads."""
 
-import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
@@ -53,8 +52,7 @@ class Reptile(nn.Module):
         self.inner_rate = inner_rate
 
     def _descend(self, start: Parameters, batch: Batch, steps: int) -> Parameters:
-        rate = torch.tensor(self.inner_rate, dtype=torch.float64)
-        rates = [dict.fromkeys(start, rate)] * steps
+        rates = [dict.fromkeys(start, self.inner_rate)] * steps
         return gradient_descent(lambda own: task_loss(self.model, own, batch), start, rates)
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
