@@ -6,9 +6,10 @@ again through made-up situations, every source corpus becomes several.
 
 from dataclasses import dataclass
 
-import librosa
 import numpy as np
 from scipy.signal import fftconvolve
+
+from metaser import safe_librosa as librosa
 
 
 @dataclass(frozen=True)

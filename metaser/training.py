@@ -57,7 +57,7 @@ class Training:
     patience : int
         Validations without gain before training stops.
     engine : {"auto", "stacked", "loop"}
-        How the episodes of a step run, see ``MetaBatch``; the gradient is the same.
+        How the episodes of a step run, see ``MetaBatch``.
     compile : bool
         Compile the stacked step, see ``MetaBatch``.
     diverged : {"stop", "skip"}
@@ -138,8 +138,8 @@ def train(
             "thaw some by requires_grad_(True), or adapt without training"
         )
     optimiser = torch.optim.Adam(trainable, lr=training.rate)
-    state = {"step": 0, "seconds": 0.0, "best": float("inf"), "waited": 0, "history": []}
-    state["skipped"] = 0
+    state = {"step": 0, "seconds": 0.0, "skipped": 0}
+    state |= {"best": float("inf"), "waited": 0, "history": []}
     best = copy.deepcopy(method.state_dict())
     facts = _facts(method, training, seed)
     if checkpoint is not None and checkpoint.exists():
@@ -301,6 +301,16 @@ def _choose(
     return chosen
 
 
+def _others(names: list[str], name: str) -> list[str]:
+    others = sorted(set(names) - {name})
+    if not others:
+        raise ValueError(
+            f"the method takes support and query sets from two source tasks, and {name} is the "
+            "only one: add a source"
+        )
+    return others
+
+
 def _facts(method, training: Training, seed: int) -> dict:
     """What a checkpoint must agree on with the run that resumes from it."""
     adaptation = {"training", "progress", *getattr(method, "ADAPTATION", ())}
@@ -318,16 +328,6 @@ def _facts(method, training: Training, seed: int) -> dict:
         **asdict(training),
         "parameters": {name: list(value.shape) for name, value in method.named_parameters()},
     }
-
-
-def _others(names: list[str], name: str) -> list[str]:
-    others = sorted(set(names) - {name})
-    if not others:
-        raise ValueError(
-            f"the method takes support and query sets from two source tasks, and {name} is the "
-            "only one: add a source"
-        )
-    return others
 
 
 def _save(path: Path, method, optimiser, best: dict, state: dict, facts: dict) -> None:

@@ -1,9 +1,9 @@
-import librosa
 import numpy as np
 import pytest
 from scipy.fft import dct
 from scipy.signal import get_window
 
+from metaser import safe_librosa as librosa
 from metaser.frontends import FRONTENDS, MFCC, LogMel, Statistics
 
 

@@ -4,7 +4,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import librosa
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +14,7 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from metaser import safe_librosa as librosa
 from metaser import synthetic, tasks
 
 pytest.importorskip("espeakng_loader", reason='needs pip install "metaser[synthetic]"')

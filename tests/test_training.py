@@ -388,7 +388,9 @@ def test_a_checkpoint_of_other_settings_is_refused(sources, tmp_path):
     train(_method(inner_steps=1), *sources, SHORT, checkpoint=tmp_path / "run.pt")
     with pytest.raises(ValueError, match="settings was .*inner_steps.*and is now"):
         train(_method(inner_steps=2), *sources, SHORT, checkpoint=tmp_path / "run.pt")
-    train(_method(inner_steps=1, adapt_steps=3), *sources, SHORT, checkpoint=tmp_path / "run.pt")
+    for later in ({"adapt_steps": 3}, {"adapt_rate": 0.1, "rehearsal": 5.0}):  # after training
+        method = _method(inner_steps=1, **later)
+        train(method, *sources, SHORT, checkpoint=tmp_path / "run.pt")
 
 
 def test_without_anything_to_train_it_says_so(sources):

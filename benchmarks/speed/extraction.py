@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import librosa
 import numpy as np
 import pandas as pd
 import soundfile
 
+from metaser import safe_librosa as librosa
 from metaser.features import extract
 from metaser.frontends import FRONTENDS
 from metaser.tasks import Task

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import cache
 from math import ceil
 
-import librosa
 import numpy as np
 import torch
 from torch.nn.functional import linear
+
+from metaser import safe_librosa as librosa
 
 ACTIVE_RANGE_DB = 35.0
 """Frames more than this many dB below the loudest frame count as pauses."""

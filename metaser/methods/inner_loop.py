@@ -132,7 +132,7 @@ def prototypes(embeddings: Tensor, support: Batch) -> Tensor:
     return members.transpose(-1, -2) @ embeddings / counts
 
 
-def heard_classes(support: Batch) -> Tensor:
+def present_classes(support: Batch) -> Tensor:
     """(..., classes) bool: which classes have a clip in the support set."""
     return functional.one_hot(support.targets, support.classes.shape[-1]).any(dim=-2)
 
@@ -172,7 +172,7 @@ def descend(
         still depends on the initial parameters and on the rates.
     checkpoint : bool
         Keep only the parameters of each step and compute the rest again when it is differentiated:
-        the same gradient for about a third more time, and memory that hardly grows with the steps.
+        the same gradient in more time, and memory that hardly grows with the steps.
 
     References
     ----------
@@ -183,7 +183,8 @@ def descend(
     def step(parameters: Parameters, rates: Rates) -> Parameters:
         gradients = _gradients(loss, parameters, second_order)
         return {
-            name: _moved(value, rates[name], gradients[name]) for name, value in parameters.items()
+            name: _gradient_step(value, rates[name], gradients[name])
+            for name, value in parameters.items()
         }
 
     if not parameters:  # everything is frozen
@@ -201,7 +202,7 @@ def descend(
         yield parameters
 
 
-def _moved(value: Tensor, rate: Tensor | float, gradient: Tensor) -> Tensor:
+def _gradient_step(value: Tensor, rate: Tensor | float, gradient: Tensor) -> Tensor:
     """A gradient step in one operation."""
     if isinstance(rate, Tensor):
         return torch.addcmul(value, rate, gradient, value=-1)

@@ -20,8 +20,8 @@ from metaser.methods.inner_loop import (
     embed,
     expand,
     gradient_descent,
-    heard_classes,
     predictor,
+    present_classes,
     prototypes,
     task_loss,
 )
@@ -32,7 +32,7 @@ ADAPTS = ("all", "head", "backbone")
 HEADS = ("learned", "prototypes")
 BACK_ENDS = ("native", "learn2learn")
 
-UNHEARD = -1e4
+ABSENT_BIAS = -1e4
 """Bias of a class without a clip in the support set, where the head starts from prototypes."""
 
 
@@ -139,7 +139,6 @@ class MAML(nn.Module):
         self.adapt_steps = adapt_steps
         self.adapt_rate = adapt_rate
         self.rehearsal = rehearsal
-        self.use_sources = rehearsal > 0
         self.sources: list[Batch] = []
         self.rates = rates
         self.inner_rate = inner_rate
@@ -181,7 +180,7 @@ class MAML(nn.Module):
             centres = prototypes(embed(self.model, support), support)
             start[f"{prefix}weight"] = 2 * centres
             bias = -centres.square().sum(dim=-1)
-            start[f"{prefix}bias"] = bias.masked_fill(~heard_classes(support), UNHEARD)
+            start[f"{prefix}bias"] = bias.masked_fill(~present_classes(support), ABSENT_BIAS)
         return start
 
     def _inputs(self, batch: Batch) -> Inputs:
@@ -251,6 +250,11 @@ class MAML(nn.Module):
         return cross_entropy(
             learner(episode.query.modalities), episode.query.targets, episode.query.classes
         )
+
+    @property
+    def use_sources(self) -> bool:
+        """Whether adapting needs the source clips that ``fit`` keeps."""
+        return self.rehearsal > 0
 
     def fit(self, sources: list[Batch]) -> None:
         """Keep the labelled clips of the source tasks for rehearsal."""

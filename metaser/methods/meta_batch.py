@@ -24,7 +24,8 @@ class MetaBatch:
 
     Stacked, every operation runs once for all tasks, each of which has its own parameters: that
     pays where operations are small. Episodes of different size are stacked apart, and stacks are
-    cut into chunks of bounded memory. The gradient is the same either way.
+    cut into chunks of bounded memory. The gradient is the same either way, but for the draws of
+    dropout.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ class MetaBatch:
         cannot be stacked.
     compile : bool
         Compile the stacked loss by ``torch.compile``: a minute or more at the first call for each
-        size of episode, several times faster afterwards where operations are small.
+        size of episode. Whether it pays afterwards depends on the model and the machine.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from metaser.methods.inner_loop import (
     Predictor,
     check_support,
     embed,
-    heard_classes,
+    present_classes,
     prototypes,
 )
 from metaser.model import Model
@@ -44,19 +44,19 @@ class ProtoNet(nn.Module):
         """Cross-entropy of the query clips, a scalar or one value a task for a stack."""
         centres = prototypes(embed(self.model, episode.support), episode.support)
         scores = _scores(embed(self.model, episode.query), centres)
-        return cross_entropy(scores, episode.query.targets, heard_classes(episode.support))
+        return cross_entropy(scores, episode.query.targets, present_classes(episode.support))
 
     def adapt(self, support: Batch) -> Predictor:
         """Take the class means of labelled clips; the method itself stays as it is."""
         check_support(support)
-        backbone, heard = copy.deepcopy(self.model.backbone).eval(), heard_classes(support)
+        backbone, present = copy.deepcopy(self.model.backbone).eval(), present_classes(support)
         with torch.no_grad():
             centres = prototypes(backbone(**support.modalities), support)
 
         @torch.no_grad()
         def predict(modalities: dict[str, Padded]) -> Tensor:
             scores = _scores(backbone(**modalities), centres)
-            return scores.masked_fill(~heard, float("-inf"))
+            return scores.masked_fill(~present, float("-inf"))
 
         return predict
 

@@ -64,12 +64,16 @@ class Transfer(nn.Module):
         self.steps = steps
         self.rate = rate
         self.rehearsal = rehearsal
-        self.use_sources = rehearsal > 0
         self.sources: list[Batch] = []
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
         """Cross-entropy over all clips of the episode."""
         return task_loss(self.model, {}, episode.joined())
+
+    @property
+    def use_sources(self) -> bool:
+        """Whether adapting needs the source clips that ``fit`` keeps."""
+        return self.rehearsal > 0
 
     def fit(self, sources: list[Batch]) -> None:
         """Keep the labelled clips of the source tasks for rehearsal."""
