@@ -12,6 +12,7 @@ import metaser
 ROOT = Path(metaser.__file__).parent
 LAYERS = {
     "metaser": -1,
+    "safe_librosa": -1,
     "labels": 0,
     "audio": 0,
     "batch": 0,
