@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from joblib import Parallel, cpu_count, delayed
 from rich.console import Console
+from torch import nn
 
 from metaser import __version__, metrics
 from metaser.audio import content_hash
@@ -316,6 +317,7 @@ def forecast(
 def _random_materials(setup: Setup, jobs, tasks) -> tuple[dict[str, Material], float]:
     """Random features of the right shape, and the seconds that the real ones would take."""
     frontend = make_frontend(setup.frontend)
+    frontend = getattr(frontend, "extracted", frontend)
     rng = np.random.default_rng(0)
     clip = rng.standard_normal(3 * frontend.rate).astype(np.float32)
     shape = frontend(clip).shape
@@ -636,14 +638,22 @@ def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: J
     name = backbone.pop("name", None)
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {sorted(BACKBONES)}, not {name!r}")
-    channels = materials[job.targets[0]].plain.values.shape[2]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
+        frontend = make_frontend(setup.frontend)
+        learnable = isinstance(frontend, nn.Module)
+        stored = materials[job.targets[0]].plain.values.shape[2]
         try:
-            encoder = BACKBONES[name](channels, **backbone)
+            encoder = BACKBONES[name](frontend.channels if learnable else stored, **backbone)
         except TypeError as error:
             raise ValueError(f"backbone {name!r}: {error}") from error
-        model = Model(encoder, len(protocol.classes), setup.head_hidden, setup.batch_norm)
+        model = Model(
+            encoder,
+            len(protocol.classes),
+            setup.head_hidden,
+            setup.batch_norm,
+            frontend if learnable else None,
+        )
         return kind(model, **arguments).eval()
 
 

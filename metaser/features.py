@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -82,7 +83,10 @@ class Features:
 
 
 def make_frontend(arguments: dict) -> Callable:
-    """Build a front end from its name and arguments, e.g. ``{"name": "mfcc", "frames": 120}``."""
+    """Build a front end from its name and arguments, e.g. ``{"name": "mfcc", "frames": 120}``.
+
+    A learnable one is an ``nn.Module``; ``extracted`` is the front end that it reads.
+    """
     arguments = dict(arguments)
     name = arguments.pop("name", None)
     if name not in FRONTENDS:
@@ -116,7 +120,8 @@ def extract(
     task : Task
         A task whose audio is present.
     frontend : callable
-        One of ``FRONTENDS``: a dataclass with ``rate``, called with a waveform.
+        One of ``FRONTENDS``: a dataclass with ``rate``, called with a waveform, or an ``nn.Module``
+        whose ``extracted`` is such a one.
     cache : str or Path, optional
         Cache folder; ``default_cache()`` if not given.
     situation : Situation, optional
@@ -131,6 +136,7 @@ def extract(
     AudioError
         If a clip cannot be read or gives features that are not finite; the message names it.
     """
+    frontend = getattr(frontend, "extracted", frontend)
     names, root = _files(task), _root(cache)
     folder = root / task.name / _key(frontend, situation)
     known, held = _unchanged(task, root, names), store.contents(folder)
@@ -212,6 +218,7 @@ def _key(frontend: Callable, situation: Situation | None) -> str:
 def _code(kind: type, engine: str, heard: bool) -> str:
     """Digest of the libraries and source files that decide the numbers of a kind of front end."""
     libraries = ["librosa", "soxr", "soundfile", *["torch"] * (engine == "torch")]
+    libraries += getattr(kind, "LIBRARIES", ())
     modules = [audio, sys.modules[kind.__module__], *[recording] * heard]
     return _digest([kind.__name__, *map(version, libraries), *map(inspect.getsource, modules)])
 
@@ -351,7 +358,8 @@ class Stored:
     changed : float
         When it was last added to, in seconds since 1970.
     current : bool
-        Whether a front end of ``FRONTENDS`` uses it; if not, code or libraries have changed.
+        Whether a front end of ``FRONTENDS`` uses it; if not, code or libraries have changed. Also
+        true where that cannot be told because an extra is not installed.
     folder : Path
         Where it is.
     """
@@ -368,27 +376,32 @@ class Stored:
 
 def list_stores(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[Stored]:
     """Describe the stores of the cache, or those of some tasks."""
-    kinds = [getattr(make, "func", make) for make in FRONTENDS.values()]
-    codes = {_code(*facts) for facts in product(kinds, ("librosa", "torch"), (False, True))}
+    kinds = {getattr(make, "func", make) for make in FRONTENDS.values()}
+    usable = {kind for kind in kinds if all(map(find_spec, getattr(kind, "LIBRARIES", ())))}
+    codes = {_code(*facts) for facts in product(usable, ("librosa", "torch"), (False, True))}
+    unknown = {kind.__name__ for kind in kinds - usable}
     folders = sorted(path for path in _root(cache).glob("*/*") if path.is_dir())
     return [
-        _describe(folder, codes) for folder in folders if not tasks or folder.parent.name in tasks
+        _describe(folder, codes, unknown)
+        for folder in folders
+        if not tasks or folder.parent.name in tasks
     ]
 
 
-def _describe(folder: Path, codes: set[str]) -> Stored:
+def _describe(folder: Path, codes: set[str], unknown: set[str]) -> Stored:
     try:
         facts = store.read_json(folder / "index.json")
     except ValueError:
         facts = {}
+    frontend = facts.get("frontend", folder.name)
     return Stored(
         task=folder.parent.name,
-        frontend=facts.get("frontend", folder.name),
+        frontend=frontend,
         situation=facts.get("situation", ""),
         clips=len(facts.get("contents", ())),
         size=sum(path.stat().st_size for path in folder.iterdir()),
         changed=folder.stat().st_mtime,
-        current=facts.get("code") in codes,
+        current=facts.get("code") in codes or frontend.partition("(")[0] in unknown,
         folder=folder,
     )
 

@@ -1,5 +1,9 @@
-"""A model: a backbone turns clips into embeddings, a head turns embeddings into class scores."""
+"""A model: a backbone turns clips into embeddings, a head turns embeddings into class scores.
 
+A learnable front end may come before the backbone.
+"""
+
+import copy
 import math
 
 from torch import Tensor, nn
@@ -11,7 +15,7 @@ BATCH_NORMS = ("refuse", "task", "group")
 
 
 class Model(nn.Module):
-    """Backbone and head.
+    """Learnable front end, where there is one, backbone and head.
 
     Parameters
     ----------
@@ -24,6 +28,9 @@ class Model(nn.Module):
         paper (128). Without it the head is one dense layer.
     batch_norm : {"refuse", "task", "group"}
         What becomes of the backbone's BatchNorm layers, see ``settle_batch_norm``.
+    frontend : nn.Module, optional
+        Takes the ``Padded`` of modality "audio" and returns another. If its attribute ``adapts`` is
+        False, inner loops and fine-tuning on a few clips leave it as it is.
     """
 
     def __init__(
@@ -32,8 +39,10 @@ class Model(nn.Module):
         classes: int,
         hidden: int | None = None,
         batch_norm: str = "refuse",
+        frontend: nn.Module | None = None,
     ):
         super().__init__()
+        self.frontend = frontend
         self.backbone = backbone
         settle_batch_norm(backbone, batch_norm)
         self.classes = classes
@@ -44,7 +53,25 @@ class Model(nn.Module):
 
     def forward(self, modalities: dict[str, Padded]) -> Tensor:
         """Return (clips, classes) logits."""
-        return self.head(self.backbone(**modalities))
+        return self.head(self.embed(modalities))
+
+    def embed(self, modalities: dict[str, Padded]) -> Tensor:
+        """Return embeddings (clips, ``backbone.dim``)."""
+        if self.frontend is not None:
+            modalities = {**modalities, "audio": self.frontend(modalities["audio"])}
+        return self.backbone(**modalities)
+
+    @property
+    def body(self) -> "Model":
+        """What adapting to a few clips changes: all but a front end that is left as it is.
+
+        It shares its parameters with this model, under the same names.
+        """
+        if self.frontend is None or self.frontend.adapts:
+            return self
+        body = copy.copy(self)
+        body._modules = {**self._modules, "frontend": None}
+        return body
 
 
 def settle_batch_norm(module: nn.Module, how: str) -> None:

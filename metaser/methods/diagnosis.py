@@ -52,7 +52,7 @@ def _check_backbone(method: nn.Module, episode: EpisodeBatch) -> None:
     if not learnt:
         return
     with torch.random.fork_rng(devices=[]):
-        total = backbone(**episode.support.modalities).square().sum()
+        total = method.model.embed(episode.support.modalities).square().sum()
     if total.requires_grad:
         slopes = torch.autograd.grad(total, learnt, allow_unused=True)
         if any(slope is not None for slope in slopes):

@@ -14,6 +14,7 @@ from metaser.methods.inner_loop import (
     adaptable,
     embed,
     flatten_tasks,
+    heard,
     predictor,
     task_loss,
 )
@@ -106,17 +107,22 @@ def tune_all(
     share = rehearsal / (shots + rehearsal)
     draw = torch.Generator().manual_seed(0)
 
+    body = model.body
+    with torch.no_grad():
+        support = heard(model, support)
+
     def loss(tuned: Parameters, rows: Tensor) -> Tensor:
-        own = task_loss(model, tuned, support[rows])
+        own = task_loss(body, tuned, support[rows])
         if not share:
             return own
-        heard = _draw_evenly(sources, REHEARSED, draw)
-        scores = functional_call(model, tuned, (flatten_tasks(heard.modalities),))
-        scores = scores.unflatten(0, heard.targets.shape)
-        known = cross_entropy(scores, heard.targets, heard.classes).mean()
+        with torch.no_grad():
+            old = heard(model, _draw_evenly(sources, REHEARSED, draw))
+        scores = functional_call(body, tuned, (flatten_tasks(old.modalities),))
+        scores = scores.unflatten(0, old.targets.shape)
+        known = cross_entropy(scores, old.targets, old.classes).mean()
         return (1 - share) * own + share * known
 
-    tuned = fine_tune(loss, adaptable(model), len(support), steps, rate)
+    tuned = fine_tune(loss, adaptable(body), len(support), steps, rate)
     return predictor(model, tuned, support.classes)
 
 

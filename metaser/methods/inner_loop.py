@@ -8,6 +8,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -26,13 +27,9 @@ Inputs = dict[str, Padded] | Tensor
 Predictor = Callable[[dict[str, Padded]], Tensor]
 
 
-def adaptable(module: nn.Module, prefix: str = "") -> Parameters:
-    """Parameters that are not frozen and whose names begin with ``prefix``."""
-    return {
-        name: value
-        for name, value in module.named_parameters()
-        if value.requires_grad and name.startswith(prefix)
-    }
+def adaptable(module: nn.Module) -> Parameters:
+    """Parameters that are not frozen."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
 
 
 def check_support(support: Batch) -> None:
@@ -121,8 +118,21 @@ def _tasks_and_clips(modalities: dict[str, Padded]) -> torch.Size:
 def embed(model: nn.Module, batch: Batch) -> Tensor:
     """Embeddings (..., clips, dim) under the model's own backbone, which all tasks share."""
     if not is_stack(batch):
-        return model.backbone(**batch.modalities)
-    return model.backbone(**flatten_tasks(batch.modalities)).unflatten(0, batch.targets.shape)
+        return model.embed(batch.modalities)
+    return model.embed(flatten_tasks(batch.modalities)).unflatten(0, batch.targets.shape)
+
+
+def heard(model: nn.Module, batch: Batch) -> Batch:
+    """The clips as ``model.body`` takes them: a front end that does not adapt has done its work."""
+    if model.body is model:
+        return batch
+    audio = batch.modalities["audio"]
+    if is_stack(batch):
+        flat = model.frontend(audio.map(lambda x: x.flatten(0, 1)))
+        audio = flat.map(lambda x: x.unflatten(0, batch.targets.shape))
+    else:
+        audio = model.frontend(audio)
+    return replace(batch, modalities={**batch.modalities, "audio": audio})
 
 
 def prototypes(embeddings: Tensor, support: Batch) -> Tensor:

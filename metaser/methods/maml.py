@@ -20,6 +20,7 @@ from metaser.methods.inner_loop import (
     embed,
     expand,
     gradient_descent,
+    heard,
     predictor,
     present_classes,
     prototypes,
@@ -72,7 +73,7 @@ class MAML(nn.Module):
         less and less, besides the loss after the last (MAML++).
     adapts : {"all", "head", "backbone"}
         What the inner loop changes: everything, the head alone (ANIL; the backbone then runs once
-        an episode), or the backbone alone (BOIL).
+        an episode), or all but the head (BOIL).
     head : {"learned", "prototypes"}
         Where the head starts: from a learnt state, or in each episode from the class means of the
         support set's embeddings (Proto-MAML).
@@ -134,6 +135,11 @@ class MAML(nn.Module):
                 "learn2learn has plain MAML with one fixed rate: leave rates, adapts, head, "
                 "first_order_share and multi_step_share as they are, or use the native back end"
             )
+        if back_end == "learn2learn" and model.body is not model:
+            raise ValueError(
+                "learn2learn adapts the whole model: let the front end adapt (adapts = true), or "
+                "use the native back end"
+            )
         self.model = model
         self.inner_steps = inner_steps
         self.adapt_steps = adapt_steps
@@ -166,25 +172,28 @@ class MAML(nn.Module):
 
     def _part(self) -> nn.Module:
         """What the inner loop runs."""
-        return self.model.head if self.adapts == "head" else self.model
+        return self.model.head if self.adapts == "head" else self.model.body
 
     def _own(self) -> Parameters:
         """The learnt parameters that the inner loop changes, by their names in ``_part``."""
-        return adaptable(self._part(), "backbone." if self.adapts == "backbone" else "")
+        own = adaptable(self._part())
+        if self.adapts == "backbone":
+            return {name: value for name, value in own.items() if not name.startswith("head.")}
+        return own
 
     def _start(self, support: Batch) -> Parameters:
         """Parameters before the first inner step."""
         start = expand(self._own(), support)
         if self.head == "prototypes":
             prefix = "" if self.adapts == "head" else "head."
-            centres = prototypes(embed(self.model, support), support)
+            centres = prototypes(embed(self.model.body, support), support)
             start[f"{prefix}weight"] = 2 * centres
             bias = -centres.square().sum(dim=-1)
             start[f"{prefix}bias"] = bias.masked_fill(~present_classes(support), ABSENT_BIAS)
         return start
 
     def _inputs(self, batch: Batch) -> Inputs:
-        return embed(self.model, batch) if self.adapts == "head" else batch.modalities
+        return embed(self.model.body, batch) if self.adapts == "head" else batch.modalities
 
     def _rates(self, steps: int, start: Parameters) -> list[Rates]:
         """Step sizes of each step."""
@@ -217,17 +226,18 @@ class MAML(nn.Module):
         changes = self.training and (self.first_order_share or self.multi_step_share)
         progress = self.progress if changes else 1.0
         differentiated = self.second_order and torch.is_grad_enabled()
-        part, start = self._part(), self._start(episode.support)
-        support, query = self._inputs(episode.support), self._inputs(episode.query)
+        labelled, asked = (heard(self.model, batch) for batch in (episode.support, episode.query))
+        part, start = self._part(), self._start(labelled)
+        support, query = self._inputs(labelled), self._inputs(asked)
         path = descend(
-            lambda own: task_loss(part, own, episode.support, support),
+            lambda own: task_loss(part, own, labelled, support),
             start,
             self._rates(self.inner_steps, start),
             differentiated and progress >= self.first_order_share,
             self.checkpoint_steps,
         )
         return sum(
-            weight * task_loss(part, adapted, episode.query, query)
+            weight * task_loss(part, adapted, asked, query)
             for weight, adapted in zip(self._step_weights(progress), chain([start], path))
             if weight > 0
         )
@@ -268,6 +278,7 @@ class MAML(nn.Module):
             return tune_all(self.model, support, steps, rate, self.sources, self.rehearsal)
         part = self._part()
         with torch.no_grad():
+            support = heard(self.model, support)
             start, inputs = self._start(support), self._inputs(support)
         adapted = gradient_descent(
             lambda own: task_loss(part, own, support, inputs),

@@ -11,6 +11,7 @@ from metaser.methods.inner_loop import (
     check_support,
     expand,
     gradient_descent,
+    heard,
     task_loss,
 )
 from metaser.model import Model
@@ -74,15 +75,17 @@ class MLDG(nn.Module):
 
         A scalar, or one value a task for a stack of episodes.
         """
-        start = expand(adaptable(self.model), episode.support)
+        body = self.model.body
+        support, query = (heard(self.model, batch) for batch in (episode.support, episode.query))
+        start = expand(adaptable(body), support)
         moved = gradient_descent(
-            lambda own: task_loss(self.model, own, episode.support),
+            lambda own: task_loss(body, own, support),
             start,
             [dict.fromkeys(start, self.inner_rate)],
             second_order=self.second_order,
         )
-        here = task_loss(self.model, start, episode.support)
-        return here + self.weight * task_loss(self.model, moved, episode.query)
+        here = task_loss(body, start, support)
+        return here + self.weight * task_loss(body, moved, query)
 
     def adapt(self, support: Batch) -> Predictor:
         """Fine-tune on labelled clips of a language; the method itself stays as it is."""

@@ -49,13 +49,13 @@ class ProtoNet(nn.Module):
     def adapt(self, support: Batch) -> Predictor:
         """Take the class means of labelled clips; the method itself stays as it is."""
         check_support(support)
-        backbone, present = copy.deepcopy(self.model.backbone).eval(), present_classes(support)
+        model, present = copy.deepcopy(self.model).eval(), present_classes(support)
         with torch.no_grad():
-            centres = prototypes(backbone(**support.modalities), support)
+            centres = prototypes(model.embed(support.modalities), support)
 
         @torch.no_grad()
         def predict(modalities: dict[str, Padded]) -> Tensor:
-            scores = _scores(backbone(**modalities), centres)
+            scores = _scores(model.embed(modalities), centres)
             return scores.masked_fill(~present, float("-inf"))
 
         return predict

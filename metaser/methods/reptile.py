@@ -1,5 +1,6 @@
 """Reptile: move the initialisation towards where plain training on a task leads."""
 
+import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
@@ -11,6 +12,7 @@ from metaser.methods.inner_loop import (
     check_support,
     expand,
     gradient_descent,
+    heard,
     predictor,
     task_loss,
 )
@@ -19,6 +21,8 @@ from metaser.model import Model
 
 class Reptile(nn.Module):
     """First-order meta-learning that needs no query set while it trains.
+
+    It trains what its inner loop changes: a front end that does not adapt stays as it was.
 
     Parameters
     ----------
@@ -53,7 +57,7 @@ class Reptile(nn.Module):
 
     def _descend(self, start: Parameters, batch: Batch, steps: int) -> Parameters:
         rates = [dict.fromkeys(start, self.inner_rate)] * steps
-        return gradient_descent(lambda own: task_loss(self.model, own, batch), start, rates)
+        return gradient_descent(lambda own: task_loss(self.model.body, own, batch), start, rates)
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
         """Half the squared distance from the initialisation to the adapted parameters.
@@ -61,8 +65,8 @@ class Reptile(nn.Module):
         Its gradient, initialisation minus adapted parameters, is the direction of the paper.
         A scalar, or one value a task for a stack of episodes.
         """
-        batch = episode.joined()
-        start = expand(adaptable(self.model), batch)
+        batch = heard(self.model, episode.joined())
+        start = expand(adaptable(self.model.body), batch)
         fixed = {name: value.detach().requires_grad_() for name, value in start.items()}
         reached = self._descend(fixed, batch, self.inner_steps)
         gaps = [(start[name] - reached[name].detach()).square() for name in start]
@@ -71,12 +75,15 @@ class Reptile(nn.Module):
 
     def validation_loss(self, episode: EpisodeBatch) -> Tensor:
         """Query loss after adapting to the support set: the distance says nothing of quality."""
-        start = expand(adaptable(self.model), episode.support)
-        reached = self._descend(start, episode.support, self.inner_steps)
-        return task_loss(self.model, reached, episode.query)
+        support, query = (heard(self.model, batch) for batch in (episode.support, episode.query))
+        start = expand(adaptable(self.model.body), support)
+        reached = self._descend(start, support, self.inner_steps)
+        return task_loss(self.model.body, reached, query)
 
     def adapt(self, support: Batch) -> Predictor:
         """Adapt to labelled clips of a language; the method itself stays as it is."""
         check_support(support)
-        reached = self._descend(adaptable(self.model), support, self.adapt_steps)
+        with torch.no_grad():
+            support = heard(self.model, support)
+        reached = self._descend(adaptable(self.model.body), support, self.adapt_steps)
         return predictor(self.model, reached, support.classes)

@@ -63,7 +63,7 @@ class Ridge(nn.Module):
 
         @torch.no_grad()
         def predict(modalities: dict[str, Padded]) -> Tensor:
-            scores = own._scores(own.model.backbone(**modalities), weights)
+            scores = own._scores(own.model.embed(modalities), weights)
             return scores.masked_fill(~support.classes, float("-inf"))
 
         return predict

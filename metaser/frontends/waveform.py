@@ -1,0 +1,36 @@
+"""The samples themselves, for front ends that are learnt."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """The waveform, cut into frames that do not overlap.
+
+    Parameters
+    ----------
+    rate : int
+        Sampling rate in Hz that the waveform must have.
+    hop : int
+        Samples a frame.
+    seconds : float
+        Longest clip; what exceeds it is cut. Shorter clips stay short.
+    """
+
+    rate: int = 16000
+    hop: int = 160
+    seconds: float = 10.0
+
+    def __call__(self, waveform: np.ndarray) -> np.ndarray:
+        """Return (frames, ``hop``) float32 of a mono waveform (samples,) at ``rate``.
+
+        The last frame is filled with zeros.
+        """
+        waveform = waveform[: round(self.seconds * self.rate)]
+        frames = max(ceil(len(waveform) / self.hop), 1)
+        padded = np.zeros(frames * self.hop, np.float32)
+        padded[: len(waveform)] = waveform
+        return padded.reshape(frames, self.hop)
