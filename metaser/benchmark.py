@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -43,7 +43,7 @@ from metaser.methods import METHODS
 from metaser.methods.meta_batch import MEGABYTE, MetaBatch
 from metaser.model import Model
 from metaser.protocol import Protocol, Setup, TrainingPlan
-from metaser.recording import draw_situation
+from metaser.recording import Situation, draw_situation
 from metaser.rows import append_row, cut_torn_line, read_rows
 from metaser.tasks import Task, read_task
 from metaser.training import Source, Training, train
@@ -331,7 +331,8 @@ def _random_materials(setup: Setup, jobs, tasks) -> tuple[dict[str, Material], f
         plain = Features(values, np.full(count, shape[0]), np.arange(count).astype(str))
         materials[name] = Material(tasks[name], plain, ())
         sources = any(name in job.sources for job in jobs)
-        clips += count * (1 + setup.training.situations * sources)
+        situations = training_situations(setup.training, name) if sources else ()
+        clips += count * (1 + len(situations))
     return materials, clips * each
 
 
@@ -505,11 +506,21 @@ def gather(
 
         plain, hashes = prepared()
         task = join_same_audio(task, hashes)
-        count = setup.training.situations if name in sources else 0
-        seeds = [[index, *name.encode()] for index in range(count)]
-        heard = [prepared(draw_situation(np.random.default_rng(seed)))[0] for seed in seeds]
+        situations = training_situations(setup.training, name) if name in sources else ()
+        heard = [prepared(situation)[0] for situation in situations]
         materials[name] = Material(task, plain, tuple(heard))
     return materials
+
+
+def training_situations(plan: TrainingPlan, name: str) -> list[Situation]:
+    """The recording situations in which training hears a source task besides its own."""
+    seeds = [[index, *name.encode()] for index in range(plan.situations)]
+    drawn = [draw_situation(np.random.default_rng(seed)) for seed in seeds]
+    try:
+        return [*drawn, *(Situation(**facts) for facts in plan.recordings)]
+    except TypeError as error:
+        names = [field.name for field in fields(Situation)]
+        raise ValueError(f"recordings: {error}; a recording has some of {names}") from error
 
 
 def job_cells(protocol: Protocol, job: Job) -> Iterator[tuple]:
@@ -555,11 +566,12 @@ def finished_cells(rows: Path, protocol: Protocol, tasks: dict[str, Task]) -> se
 
 def settings(protocol: Protocol, setup: str, method: str) -> str:
     """Digest of everything in the protocol that decides the rows of one method."""
-    whole = protocol.model_dump(exclude={*SELECTION, "setups"})
+    # Without defaults, so that a setting which later versions add leaves old rows as they are.
+    whole = protocol.model_dump(exclude={*SELECTION, "setups"}, exclude_defaults=True)
     for section, sizes in (("episodes", "shots"), ("split", "fractions")):
-        (whole[section] or {}).pop(sizes, None)
+        whole.get(section, {}).pop(sizes, None)
     own = protocol.setups[setup]
-    facts = [whole, own.model_dump(exclude={"methods"}), own.methods[method]]
+    facts = [whole, own.model_dump(exclude={"methods"}, exclude_defaults=True), own.methods[method]]
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

@@ -38,14 +38,17 @@ class TrainingPlan(_Strict):
     """What the outer loop draws from the source tasks, and how long it runs.
 
     ``shots`` are drawn from at random; ``situations`` is the number of made-up recording
-    situations in which every source corpus is heard besides its own; ``held_out`` is the share of
-    source speakers kept for validation. The rest are arguments of ``training.Training``.
+    situations in which every source corpus is heard besides its own, to which ``recordings`` adds
+    chosen ones (``{ noise = 10.0 }``, ``{ speed = 1.1 }``, … see ``recording.Situation``);
+    ``held_out`` is the share of source speakers kept for validation. The rest are arguments of
+    ``training.Training``.
     """
 
     shots: list[Count] = [5]
     queries: Count = 10
     speakers: Literal["disjoint", "same", "any"] = "disjoint"
     situations: Annotated[int, Field(ge=0)] = 0
+    recordings: list[dict[str, Any]] = []
     held_out: Share = 0.2
     updates: Count = 1000
     meta_batch: Count = 8
@@ -56,6 +59,8 @@ class TrainingPlan(_Strict):
     engine: Literal["auto", "stacked", "loop"] = "auto"
     compile: bool = False
     diverged: Literal["stop", "skip"] = "stop"
+    mask_frames: Annotated[int, Field(ge=0)] = 0
+    mask_channels: Annotated[int, Field(ge=0)] = 0
 
 
 class Setup(_Strict):

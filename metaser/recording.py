@@ -4,9 +4,11 @@ A corpus is recorded in one situation, so a model can mistake the situation for 
 again through made-up situations, every source corpus becomes several.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import soxr
 from scipy.signal import fftconvolve
 
 from metaser import safe_librosa as librosa
@@ -14,10 +16,12 @@ from metaser import safe_librosa as librosa
 
 @dataclass(frozen=True)
 class Situation:
-    """One recording situation, the same for all clips of a corpus.
+    """One recording situation, the same for all clips of a corpus; as it stands, a perfect one.
 
     Attributes
     ----------
+    speed : float
+        Played so many times faster, above 0; pitch and formants rise with it.
     trim : bool
         Cut silence around the speech (quieter than the peak by 35 dB).
     tilt : float
@@ -27,7 +31,8 @@ class Situation:
     lowest, highest : float
         Edges of the pass band in Hz.
     noise : float
-        Signal-to-noise ratio in dB against the clip's louder half.
+        Signal-to-noise ratio in dB against the clip's louder half; it varies from clip to clip by
+        up to 3 dB.
     noise_slope : float
         0 for white, 1 for pink noise.
     reverberation : float
@@ -38,16 +43,24 @@ class Situation:
         Level, relative to the peak, at which the recording clips; 1 for none.
     """
 
-    trim: bool
-    tilt: float
-    colours: tuple[tuple[float, float], ...]
-    lowest: float
-    highest: float
-    noise: float
-    noise_slope: float
-    reverberation: float
-    wet: float
-    ceiling: float
+    trim: bool = False
+    tilt: float = 0.0
+    colours: tuple[tuple[float, float], ...] = ()
+    lowest: float = 0.0
+    highest: float = math.inf
+    noise: float = math.inf
+    noise_slope: float = 0.0
+    reverberation: float = 0.0
+    wet: float = 0.3
+    ceiling: float = 1.0
+    speed: float = 1.0
+
+    def __post_init__(self):
+        for name in ("highest", "wet", "ceiling", "speed"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.reverberation < 0:
+            raise ValueError(f"reverberation must be at least 0 s, not {self.reverberation}")
 
 
 def draw_situation(rng: np.random.Generator) -> Situation:
@@ -85,8 +98,10 @@ def rerecord(
     Returns
     -------
     ndarray
-        (samples,) float32; shorter than ``waveform`` if silence was cut.
+        (samples,) float32; of another length if silence was cut or the speed changed.
     """
+    if situation.speed != 1:
+        waveform = soxr.resample(waveform, rate * situation.speed, rate)
     if situation.trim:
         waveform, _ = librosa.effects.trim(waveform, top_db=35)
     samples = len(waveform)

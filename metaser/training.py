@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from metaser import __version__
-from metaser.batch import EpisodeBatch
+from metaser.augmentation import spec_augment
+from metaser.batch import Batch, EpisodeBatch
 from metaser.distributed import rank, share, sum_over_processes
 from metaser.episodes import TaskSampler, tensors
 from metaser.features import Features
 from metaser.methods.diagnosis import diagnose
 from metaser.methods.meta_batch import MetaBatch
 
-STREAM_TASKS, STREAM_DROPOUT = 1, 2
+STREAM_TASKS, STREAM_DROPOUT, STREAM_MASKS = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,9 @@ class Training:
     diverged : {"stop", "skip"}
         What to do about an episode whose loss is not finite, or a step whose gradient is not: stop
         the run, or leave the episode, or all of the step's, out and count them.
+    mask_frames, mask_channels : int
+        SpecAugment: longest of the two stretches of time, and widest of the two bands of channels,
+        that are masked in every clip; see ``augmentation.spec_augment``. 0 for none.
     """
 
     updates: int = 1000
@@ -75,6 +79,8 @@ class Training:
     engine: str = "auto"
     compile: bool = False
     diverged: str = "stop"
+    mask_frames: int = 0
+    mask_channels: int = 0
 
     def __post_init__(self):
         if self.diverged not in ("stop", "skip"):
@@ -240,7 +246,10 @@ def _update(
     losses = torch.zeros(len(chosen), dtype=torch.float64)
     own = share(range(len(chosen)))
     first = step * training.meta_batch
-    drawn = [_draw(*chosen[place], first + place) for place in own]
+    drawn = [
+        _masked(_draw(*chosen[place], first + place), training, [seed, STREAM_MASKS, first + place])
+        for place in own
+    ]
     losses[list(own)] = torch.tensor(engine.backward(drawn, len(chosen)), dtype=torch.float64)
     sum_over_processes([losses])
     sum_over_processes([value.grad for value in trainable])
@@ -260,6 +269,20 @@ def _draw(source: Source, partner: Source, index: int) -> EpisodeBatch:
     if partner is source:
         return episode
     return EpisodeBatch(episode.support, partner.draw(index).query)
+
+
+def _masked(episode: EpisodeBatch, training: Training, seed: list[int]) -> EpisodeBatch:
+    """The episode with SpecAugment, where it is wanted."""
+    widths = training.mask_frames, training.mask_channels
+    if not any(widths):
+        return episode
+    draw = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    def mask(batch: Batch) -> Batch:
+        audio = spec_augment(batch.modalities["audio"], *widths, draw)
+        return replace(batch, modalities={**batch.modalities, "audio": audio})
+
+    return EpisodeBatch(mask(episode.support), mask(episode.query))
 
 
 def _stop_if_diverged(training: Training, chosen, losses: Tensor, norm: Tensor, step: int) -> None:

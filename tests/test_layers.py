@@ -35,6 +35,7 @@ LAYERS = {
     "features": 2,
     "store": 1,
     "episodes": 3,
+    "augmentation": 3,
     "methods.inner_loop": 2,
     "methods.fine_tune": 3,
     "methods.learn2learn": 3,

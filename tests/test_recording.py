@@ -6,18 +6,7 @@ import pytest
 from metaser.recording import Situation, draw_situation, rerecord
 
 RATE = 16000
-CLEAN = Situation(
-    trim=False,
-    tilt=0.0,
-    colours=(),
-    lowest=1e-3,
-    highest=1e9,
-    noise=200.0,
-    noise_slope=0.0,
-    reverberation=0.0,
-    wet=0.0,
-    ceiling=1.0,
-)
+CLEAN = Situation()
 
 
 def _speech(seconds: float = 1.0) -> np.ndarray:
@@ -130,3 +119,19 @@ def test_situations_cover_studio_and_talk_show():
     assert any(draw.reverberation == 0 for draw in draws)
     noise = [draw.noise for draw in draws]
     assert 12 <= min(noise) < 15 and 42 < max(noise) <= 45
+
+
+@pytest.mark.parametrize("speed", [0.9, 1.1])
+def test_speed_moves_length_and_pitch_together(speed):
+    heard = _hear(_tones(400), speed=speed)
+    assert len(heard) == pytest.approx(RATE / speed, abs=2)
+    peak = np.abs(np.fft.rfft(heard)).argmax() * RATE / len(heard)
+    assert peak == pytest.approx(400 * speed, abs=2)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"speed": 0.0}, {"ceiling": 0.0}, {"wet": -1.0}, {"reverberation": -0.1}]
+)
+def test_an_impossible_situation_is_refused(facts):
+    with pytest.raises(ValueError, match=next(iter(facts))):
+        Situation(**facts)

@@ -410,3 +410,18 @@ def test_validation_episodes_that_diverge_are_left_out_if_asked(sources):
         train(Half(), *sources, SHORT)
     history = train(Half(), *sources, replace(SHORT, diverged="skip"))
     assert {entry["validation"] for entry in history} == {3.0}
+
+
+def test_masks_change_the_training_alone_and_by_the_seed(sources):
+    def history(**masks):
+        return train(_method(), *sources, replace(SHORT, **masks), seed=1)
+
+    plain, masked, again = history(), history(mask_channels=3), history(mask_channels=3)
+    assert [entry["loss"] for entry in masked] == [entry["loss"] for entry in again]
+    assert plain[0]["loss"] != masked[0]["loss"]
+    untrained = replace(SHORT, rate=0.0)
+    one, other = (
+        train(_method(), *sources, replace(untrained, mask_channels=width), seed=1)
+        for width in (0, 3)
+    )
+    assert one[0]["validation"] == other[0]["validation"]
