@@ -193,9 +193,10 @@ def features(
     data: Data = None,
     folders: Folders = None,
     frontend: Annotated[str, typer.Option(help="Front end.")] = "statistics",
-    engine: Annotated[
-        str, typer.Option(help="Who computes spectra, librosa or torch (faster); librosa if empty.")
-    ] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An argument of the front end."),
+    ] = None,
     jobs: Jobs = 1,
     cache: Cache = None,
     verify: Annotated[
@@ -222,7 +223,8 @@ def features(
             return
         if not tasks:
             raise ValueError("expected the name of a task: `metaser tasks` lists them")
-        chosen = library.make_frontend({"name": frontend, **({"engine": engine} if engine else {})})
+        arguments = dict(map(_argument, settings or ()))
+        chosen = library.make_frontend({"name": frontend, **arguments})
         try:
             for name in tasks:
                 task = read_task(name, data, folders or ())
@@ -236,6 +238,19 @@ def features(
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on where it was", err=True)
             raise typer.Exit(130) from None
+
+
+def _argument(setting: str) -> tuple[str, object]:
+    """Name and value of ``NAME=VALUE``: a number or another value of TOML, or text."""
+    import tomllib
+
+    name, equals, value = setting.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--set needs NAME=VALUE, e.g. --set frames=200, not {setting!r}")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
 
 
 def _show_stores(found: Sequence, what: str) -> None:

@@ -9,6 +9,7 @@ arguments and one of code and libraries, in which features are found by the cont
 import functools
 import hashlib
 import inspect
+import logging
 import os
 import shutil
 import sys
@@ -33,12 +34,17 @@ from metaser.frontends import FRONTENDS
 from metaser.recording import Situation, rerecord
 from metaser.tasks import Task
 
+log = logging.getLogger(__name__)
+
 NORMALISATIONS = ("none", "corpus", "speaker")
 OUTLIER = 5.0
 """Normalised features are clipped to this many standard deviations."""
 
 CHUNK = 32
-"""Clips that a process extracts at once."""
+"""Clips that a process takes at a time."""
+
+CHUNK_SECONDS = 120.0
+"""Audio that a process extracts at once; a longer clip goes alone."""
 
 WRITE_SECONDS = 2.0
 """Features are written that often, at the end, and when the work is interrupted."""
@@ -150,7 +156,17 @@ def extract(
             "situation": repr(situation) if situation else "",
             "code": _code(type(frontend), getattr(frontend, "engine", ""), situation is not None),
         }
-        known |= _keep(work, task, root, folder, facts)
+        found, rates = _keep(work, task, root, folder, facts)
+        known |= found
+        others = sorted(rates - {frontend.rate})
+        if others and getattr(frontend, "TRAINED", False):
+            log.warning(
+                "%s: audio of %s Hz was resampled to %d Hz, on which %s was trained",
+                task.name,
+                ", ".join(map(str, others)),
+                frontend.rate,
+                type(frontend).__name__,
+            )
     hashes = [known[name] for name in names]
     values = store.read(folder, hashes)
     return Features(values, values.lengths, np.array(hashes))
@@ -275,10 +291,13 @@ def _in_chunks(
 
 
 def _keep(
-    work: Iterable[tuple[dict, dict]], task: Task, root: Path, folder: Path, facts: dict
-) -> dict[str, str]:
-    """Write features as they come, also those before an interruption; return files' contents."""
-    notes, clips, found, written = {}, {}, {}, time.monotonic()
+    work: Iterable[tuple[dict, dict, set]], task: Task, root: Path, folder: Path, facts: dict
+) -> tuple[dict[str, str], set[int]]:
+    """Write features as they come, also those before an interruption.
+
+    Return the contents of the files, and the sampling rates met.
+    """
+    notes, clips, found, rates, written = {}, {}, {}, set(), time.monotonic()
 
     def write() -> None:
         with _lock(root):
@@ -288,9 +307,10 @@ def _keep(
         notes.clear()
 
     try:
-        for new_notes, new_clips in work:
+        for new_notes, new_clips, new_rates in work:
             notes |= new_notes
             clips |= new_clips
+            rates |= new_rates
             found |= {name: _content(note) for name, note in new_notes.items()}
             if time.monotonic() - written > WRITE_SECONDS:
                 write()
@@ -298,7 +318,7 @@ def _keep(
     finally:
         if notes:
             write()
-    return found
+    return found, rates
 
 
 def _decode(path: Path) -> tuple[np.ndarray, int, str]:
@@ -318,29 +338,38 @@ def _extract_clips(
     situation: Situation | None,
     folder: Path,
     names: Sequence[str],
-) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Notes of some files, and the features of their audio that the store lacks, by content."""
-    held, notes, waveforms, paths = store.contents(folder), {}, {}, {}
+) -> tuple[dict[str, str], dict[str, np.ndarray], set[int]]:
+    """Notes of some files, features by content of the audio that the store lacks, and its rates."""
+    held, notes, rates, waveforms, paths, clips = store.contents(folder), {}, set(), {}, {}, {}
+    many = getattr(frontend, "many", None) or (lambda waveforms: list(map(frontend, waveforms)))
+
+    def compute() -> None:
+        clips.update(zip(waveforms, many(list(waveforms.values()))))
+        waveforms.clear()
+
     for name in names:
         samples, rate, notes[name] = _decode(audio_folder / name)
         content = _content(notes[name])
-        if content in held or content in waveforms:
+        if content in held or content in paths:
             continue
         paths[content] = audio_folder / name
+        rates.add(rate)
         waveform = audio.convert(paths[content], samples, rate, frontend.rate)
         if situation is not None:
             rng = np.random.default_rng(int(content, 16))
             waveform = rerecord(waveform, frontend.rate, situation, rng)
         waveforms[content] = waveform
-    many = getattr(frontend, "many", None) or (lambda clips: list(map(frontend, clips)))
-    clips = dict(zip(waveforms, many(list(waveforms.values()))))
+        if sum(map(len, waveforms.values())) > CHUNK_SECONDS * frontend.rate:
+            compute()
+    if waveforms:
+        compute()
     for content, values in clips.items():
         if not np.isfinite(values).all():
             raise audio.AudioError(
                 f"{paths[content]}: {type(frontend).__name__} gives features that are not finite; "
                 "`metaser tasks check` tells what is wrong with the file"
             )
-    return notes, clips
+    return notes, clips, rates
 
 
 @dataclass(frozen=True)

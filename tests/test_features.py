@@ -295,10 +295,10 @@ def test_the_command_extracts_verifies_lists_and_prunes(spoken, tmp_path):
 
     where = ["--data", str(spoken / "audio"), "--tasks", str(spoken / "tasks")]
     name = next(path.name for path in sorted((spoken / "tasks").iterdir()) if path.is_dir())
-    first = call(name, *where, "--frontend", "log_mel", "--engine", "torch")
+    first = call(name, *where, "--frontend", "log_mel", "--set", "engine=torch")
     assert first.exit_code == 0, first.output
     assert f"{name}: " in first.output and "64 channels" in first.output
-    second = call(name, *where, "--frontend", "log_mel", "--engine", "torch", "--verify")
+    second = call(name, *where, "--frontend", "log_mel", "--set", "engine=torch", "--verify")
     assert f"{name}: 0 clips are not what they were" in second.output
     listed = call("--list")
     assert "LogMel" in listed.output and "outdated" not in listed.output
@@ -306,7 +306,7 @@ def test_the_command_extracts_verifies_lists_and_prunes(spoken, tmp_path):
     assert "1 stores removed" in call("--prune", name).output
     assert "0 stores, 0.0 MB" in call("--list").output
     assert call().exit_code == 2
-    refused = call(name, *where, "--engine", "tensorflow", "--frontend", "mfcc")
+    refused = call(name, *where, "--set", "engine=tensorflow", "--frontend", "mfcc")
     assert refused.exit_code == 2 and "'librosa', 'torch'" in refused.output
 
 
@@ -409,3 +409,23 @@ def test_the_cache_folder_can_be_chosen(monkeypatch, tmp_path):
     assert features.default_cache() == tmp_path
     monkeypatch.delenv("METASER_CACHE")
     assert features.default_cache().name == "metaser"
+
+
+def test_a_trained_encoder_says_once_what_rates_it_was_given(task, tmp_path, caplog):
+    class Encoder(Chunks):
+        TRAINED = True
+
+    extract(task, Chunks(rate=8000), tmp_path / "cache")
+    extract(task, Encoder(rate=16000), tmp_path / "cache")
+    assert not caplog.records
+    extract(task, Encoder(rate=8000), tmp_path / "cache")
+    extract(task, Encoder(rate=8000), tmp_path / "cache")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{task.name}: audio of 16000 Hz was resampled to 8000 Hz" in caplog.text
+
+
+def test_long_clips_go_alone_and_give_the_same(task, tmp_path, monkeypatch):
+    together = extract(task, Chunks(), tmp_path / "cache")
+    monkeypatch.setattr("metaser.features.CHUNK_SECONDS", 0.3)
+    alone = extract(task, Chunks(), tmp_path / "other")
+    assert np.array_equal(together.values, alone.values) and len(CALLS) == 12

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.fft import dct
 from scipy.signal import get_window
+from torch import nn
 
 from metaser import safe_librosa as librosa
 from metaser.frontends import FRONTENDS, MFCC, LogMel, Statistics
@@ -116,8 +117,15 @@ def _awkward_clips(rate: int) -> dict[str, np.ndarray]:
 @pytest.mark.filterwarnings("ignore:n_fft=:UserWarning")
 @pytest.mark.parametrize("name", FRONTENDS)
 def test_every_front_end_keeps_the_contract(name):
-    frontend = FRONTENDS[name]()
-    assert frontend.rate > 0 and frontend == FRONTENDS[name]()
+    if name.startswith("ssl"):
+        pytest.skip("needs a model; tests/test_ssl.py makes some")
+    try:
+        frontend = getattr(FRONTENDS[name](), "extracted", FRONTENDS[name]())
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    assert frontend.rate > 0
+    if not isinstance(FRONTENDS[name](), nn.Module):
+        assert frontend == FRONTENDS[name]()
     widths = set()
     for kind, clip in _awkward_clips(frontend.rate).items():
         before = clip.copy()

@@ -1,11 +1,19 @@
 """Front ends: a waveform becomes frames of features. ``FRONTENDS`` maps names to constructors.
 
-A variant is an entry with preset arguments.
+A variant is an entry with preset arguments. Some are learnt: an ``nn.Module`` that reads what
+another front end, its ``extracted``, gives. A class names in ``LIBRARIES`` the packages, besides
+those that all need, whose versions decide its numbers; ``TRAINED`` says that it comes trained, at
+one rate.
 """
 
 from functools import partial
 
+from metaser.frontends.egemaps import OpenSmile
+from metaser.frontends.leaf import Leaf
+from metaser.frontends.prosody import Prosody
+from metaser.frontends.speaker import SpeakerEmbedding
 from metaser.frontends.spectral import MFCC, LogMel, Statistics
+from metaser.frontends.ssl import SSL, LayerWeights, SSLEncoder
 from metaser.frontends.waveform import Waveform
 
 FRONTENDS = {
@@ -13,5 +21,14 @@ FRONTENDS = {
     "mfcc40": partial(MFCC, coefficients=40, deltas=2, frames=300),
     "log_mel": LogMel,
     "statistics": Statistics,
+    "prosody": Prosody,
+    "egemaps": OpenSmile,
+    "egemaps_lld": partial(OpenSmile, level="lld"),
+    "compare": partial(OpenSmile, features="ComParE_2016"),
+    "speaker": SpeakerEmbedding,
+    "ssl": SSL,
+    "ssl_layers": LayerWeights,
+    "ssl_lora": SSLEncoder,
     "waveform": Waveform,
+    "leaf": Leaf,
 }

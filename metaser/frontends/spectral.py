@@ -160,16 +160,20 @@ class Statistics:
         Mel-frequency cepstral coefficients a frame.
     lowest_pitch, highest_pitch : float
         Search range of the fundamental frequency in Hz.
+    seconds : float
+        Longest clip; what exceeds it is cut.
     """
 
     rate: int = 16000
     coefficients: int = 20
     lowest_pitch: float = 65.0
     highest_pitch: float = 600.0
+    seconds: float = 60.0
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         """Return (1, channels) float32 of a mono waveform (samples,) at ``rate``."""
         hop = self.rate // 100
+        waveform = waveform[: round(self.seconds * self.rate)]
         waveform = librosa.util.fix_length(waveform, size=max(len(waveform), 16 * hop))
         spectrum = np.abs(librosa.stft(waveform, n_fft=4 * hop, hop_length=hop))
         rms = librosa.feature.rms(S=spectrum, frame_length=4 * hop)[0]
