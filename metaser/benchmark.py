@@ -38,6 +38,7 @@ from metaser.episodes import (
     write_manifest,
 )
 from metaser.features import Features, extract, make_frontend, normalise
+from metaser.frontends import Waveform
 from metaser.labels import nearest
 from metaser.methods import METHODS
 from metaser.methods.meta_batch import MEGABYTE, MetaBatch
@@ -495,6 +496,11 @@ def gather(
 ) -> dict[str, Material]:
     """Extract and normalise the features of all tasks that the jobs touch."""
     frontend = make_frontend(setup.frontend)
+    if setup.normalise != "none" and isinstance(getattr(frontend, "extracted", frontend), Waveform):
+        raise ValueError(
+            f"front end {setup.frontend['name']!r} reads samples, which have no channels to "
+            f"normalise: set normalise = 'none', not {setup.normalise!r}"
+        )
     sources = {name for job in jobs for name in job.sources}
     materials = {}
     for name in sorted(sources | {name for job in jobs for name in job.targets}):

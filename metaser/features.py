@@ -470,6 +470,11 @@ def normalise(features: Features, task: Task, how: str) -> Features:
         Tells who speaks.
     how : {"none", "corpus", "speaker"}
         What to pool over; "none" returns the features as they are.
+
+    Raises
+    ------
+    ValueError
+        If ``how`` is none of these.
     """
     if how not in NORMALISATIONS:
         raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {how!r}")

@@ -438,6 +438,46 @@ def test_a_job_uses_its_threads_and_puts_the_number_back(tasks, plant, monkeypat
     assert torch.get_num_threads() == before
 
 
+def _setup(**changes) -> dict:
+    return {"setups": {"mel": FACTS["setups"]["mel"] | changes}}
+
+
+def test_a_learnable_front_end_is_trained_with_the_rest(run, tmp_path):
+    leaf = {"name": "leaf", "filters": 3, "seconds": 0.5, "step": 16}
+    changes = _setup(frontend=leaf, normalise="none", methods={"metaser": {}, "fine_tuning": {}})
+    rows, _ = run(tmp_path, _protocol(**changes, seeds=[0]))
+    assert len(rows) == 4 and {row["frontend"] for row in rows} == {"leaf"}
+    network = 3 * 8 + 8 + 8 * 4 + 4
+    assert {row["parameters"] for row in rows} == {7 * 3 + network}
+
+
+def test_samples_are_not_normalised(run, tmp_path):
+    for name in ("leaf", "waveform"):
+        with pytest.raises(ValueError, match=f"{name}.*normalise = 'none'"):
+            run(tmp_path, _protocol(**_setup(frontend={"name": name})))
+
+
+def test_chosen_recordings_are_heard_in_sources_alone(spoken, cache, tasks):
+    training = FACTS["setups"]["mel"]["training"]
+    chosen = [{"speed": 1.5}, {"noise": 0.0}]
+    protocol = _protocol(**_setup(training=training | {"recordings": chosen, "situations": 1}))
+    jobs = benchmark.plan_jobs(protocol, tasks)
+    setup, quiet = protocol.setups["mel"], Console(file=io.StringIO())
+    materials = benchmark.gather(setup, jobs, tasks, cache, 1, quiet)
+    assert not materials["ur_synthetic"].situations
+    drawn, faster, noisy = materials["fa_synthetic"].situations
+    plain = materials["fa_synthetic"].plain
+    assert faster.lengths.mean() == pytest.approx(plain.lengths.mean() / 1.5, rel=0.1)
+    assert np.array_equal(noisy.lengths, plain.lengths)
+    assert not np.allclose(noisy.values, plain.values)
+
+
+def test_an_unknown_fact_of_a_recording_is_refused(run, tmp_path):
+    training = FACTS["setups"]["mel"]["training"] | {"recordings": [{"snr": 10}]}
+    with pytest.raises(ValueError, match="snr.*'noise'"):
+        run(tmp_path, _protocol(**_setup(training=training)))
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator[str]:
     """Address of a Dask scheduler with two workers, three processes that talk over loopback."""
