@@ -256,3 +256,12 @@ def test_a_predictor_stays_whatever_becomes_of_the_method(name, episode):
             value.add_(1)
     assert torch.equal(before, predict(episode.query.modalities))
     assert method.training
+
+
+def test_parameters_thawed_too_late_are_named(episode):
+    model = Model(MLP(CHANNELS, (5,)), CLASSES).double()
+    model.backbone.requires_grad_(False)
+    method = MAML(model, rates="element")
+    model.backbone.requires_grad_(True)
+    with pytest.raises(ValueError, match="backbone.*thaw parameters before"):
+        method.loss(episode)

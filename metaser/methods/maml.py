@@ -200,6 +200,12 @@ class MAML(nn.Module):
         if self.rates == "fixed":
             return [dict.fromkeys(start, self.inner_rate)] * steps
         rates = {name.replace("/", "."): value.exp() for name, value in self.log_rates.items()}
+        thawed = sorted(start.keys() - rates.keys())
+        if thawed:
+            raise ValueError(
+                f"{', '.join(thawed)} had no rate to learn, being frozen when the method was made: "
+                "thaw parameters before"
+            )
         if self.rates != "step":
             return [rates] * steps
         last = max(self.inner_steps, 1) - 1
