@@ -22,7 +22,6 @@ import torch
 from filelock import FileLock, Timeout
 from joblib import Parallel, cpu_count, delayed
 from rich.console import Console
-from torch import nn
 
 from metaser import __version__, metrics
 from metaser.audio import content_hash
@@ -37,15 +36,16 @@ from metaser.episodes import (
     tensors,
     write_manifest,
 )
-from metaser.features import Features, extract, make_frontend, normalise
-from metaser.frontends import Waveform
+from metaser.features import Features, extract, is_learnable, make_frontend, normalise
 from metaser.labels import nearest
 from metaser.methods import METHODS
+from metaser.methods.baselines import LogisticRegression
 from metaser.methods.meta_batch import MEGABYTE, MetaBatch
 from metaser.model import Model
-from metaser.protocol import Protocol, Setup, TrainingPlan
+from metaser.protocol import Protocol, Setup, TrainingPlan, typed
 from metaser.recording import Situation, draw_situation
 from metaser.rows import append_row, cut_torn_line, read_rows
+from metaser.store import Ragged
 from metaser.tasks import Task, read_task
 from metaser.training import Source, Training, train
 
@@ -156,6 +156,7 @@ def run(
         If the cluster does not answer, has no worker, or is lost.
     """
     console = console or Console(stderr=True)
+    protocol = settle(protocol)
     out.mkdir(parents=True, exist_ok=True)
     with process_group():
         if rank() > 0:
@@ -284,6 +285,7 @@ def forecast(
     cache: Path | None = None,
 ) -> str:
     """Tell how much of a protocol remains, timing one step of each kind on random features."""
+    protocol = settle(protocol)
     tasks, absent = present_tasks(protocol, data, task_folders)
     tasks = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
     done = finished_cells(out / "rows.jsonl", protocol, tasks)
@@ -328,8 +330,10 @@ def _random_materials(setup: Setup, jobs, tasks) -> tuple[dict[str, Material], f
     materials, clips = {}, 0
     for name in {name for job in jobs for name in (*job.sources, *job.targets)}:
         count = len(tasks[name].table)
-        values = rng.standard_normal((count, *shape), dtype=np.float32)
-        plain = Features(values, np.full(count, shape[0]), np.arange(count).astype(str))
+        frames = rng.standard_normal(shape, dtype=np.float32)
+        lengths = np.full(count, shape[0])
+        values = Ragged(frames, np.zeros(count, int), lengths)  # the same clip over and over
+        plain = Features(values, lengths, np.arange(count).astype(str))
         materials[name] = Material(tasks[name], plain, ())
         sources = any(name in job.sources for job in jobs)
         situations = training_situations(setup.training, name) if sources else ()
@@ -487,7 +491,7 @@ def training_key(label: str, setup: Setup) -> str:
     if not hasattr(kind, "loss") or not arguments.get("pretrain", True):
         return label
     lasting = {k: v for k, v in arguments.items() if k not in kind.ADAPTATION}
-    facts = [kind.__name__, lasting, setup.model_dump(exclude={"methods"})]
+    facts = [kind.__name__, lasting, setup.model_dump(exclude={"methods"}) | _frontend(setup)]
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
@@ -496,11 +500,6 @@ def gather(
 ) -> dict[str, Material]:
     """Extract and normalise the features of all tasks that the jobs touch."""
     frontend = make_frontend(setup.frontend)
-    if setup.normalise != "none" and isinstance(getattr(frontend, "extracted", frontend), Waveform):
-        raise ValueError(
-            f"front end {setup.frontend['name']!r} reads samples, which have no channels to "
-            f"normalise: set normalise = 'none', not {setup.normalise!r}"
-        )
     sources = {name for job in jobs for name in job.sources}
     materials = {}
     for name in sorted(sources | {name for job in jobs for name in job.targets}):
@@ -518,15 +517,54 @@ def gather(
     return materials
 
 
+def settle(protocol: Protocol) -> Protocol:
+    """Check the front ends of all set-ups before any work, and pin the versions of trained ones."""
+    setups = {}
+    for name, setup in protocol.setups.items():
+        frontend = make_frontend(setup.frontend)
+        _check_frontend(name, setup, frontend)
+        training_situations(setup.training, "")
+        if "model" in setup.frontend:
+            revision = getattr(frontend, "extracted", frontend).revision
+            pinned = {**setup.frontend, "revision": revision}
+            setup = setup.model_copy(update={"frontend": pinned})
+        setups[name] = setup
+    return protocol.model_copy(update={"setups": setups})
+
+
+def _check_frontend(name: str, setup: Setup, frontend) -> None:
+    """Refuse what would not do to a front end's frames what it says."""
+    own = setup.frontend["name"]
+    if getattr(frontend, "AS_IS", False):
+        for key, value, wanted in (
+            ("normalise", setup.normalise, "none"),
+            ("mask_channels", setup.training.mask_channels, 0),
+        ):
+            if value != wanted:
+                raise ValueError(
+                    f"setup {name!r}: the frames that go into {own!r} must stay as they are: set "
+                    f"{key} = {wanted!r}, not {value!r}"
+                )
+    if not is_learnable(setup.frontend):
+        return
+    for label in setup.methods:
+        if method_type(label, setup)[0] is LogisticRegression:
+            raise ValueError(
+                f"setup {name!r}: {label} has no network that {own!r} could be trained with: leave "
+                "it out, or take a front end that is not learnt"
+            )
+
+
 def training_situations(plan: TrainingPlan, name: str) -> list[Situation]:
     """The recording situations in which training hears a source task besides its own."""
     seeds = [[index, *name.encode()] for index in range(plan.situations)]
     drawn = [draw_situation(np.random.default_rng(seed)) for seed in seeds]
     try:
-        return [*drawn, *(Situation(**facts) for facts in plan.recordings)]
+        chosen = [Situation(**typed(Situation, facts)) for facts in plan.recordings]
     except TypeError as error:
         names = [field.name for field in fields(Situation)]
         raise ValueError(f"recordings: {error}; a recording has some of {names}") from error
+    return drawn + chosen
 
 
 def job_cells(protocol: Protocol, job: Job) -> Iterator[tuple]:
@@ -577,8 +615,17 @@ def settings(protocol: Protocol, setup: str, method: str) -> str:
     for section, sizes in (("episodes", "shots"), ("split", "fractions")):
         whole.get(section, {}).pop(sizes, None)
     own = protocol.setups[setup]
-    facts = [whole, own.model_dump(exclude={"methods"}, exclude_defaults=True), own.methods[method]]
+    chosen = own.model_dump(exclude={"methods"}, exclude_defaults=True) | _frontend(own)
+    facts = [whole, chosen, own.methods[method]]
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def _frontend(setup: Setup) -> dict:
+    """What a front end is, wherever the files of its model lie."""
+    facts = setup.frontend
+    if "revision" in facts:
+        facts = {key: value for key, value in facts.items() if key != "model"}
+    return {"frontend": facts}
 
 
 def run_job(
@@ -658,11 +705,11 @@ def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: J
         raise ValueError(f"backbone must be one of {sorted(BACKBONES)}, not {name!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        frontend = make_frontend(setup.frontend)
-        learnable = isinstance(frontend, nn.Module)
+        # Others are done with their work, and to build them here would need their packages.
+        frontend = make_frontend(setup.frontend) if is_learnable(setup.frontend) else None
         stored = materials[job.targets[0]].plain.values.shape[2]
         try:
-            encoder = BACKBONES[name](frontend.channels if learnable else stored, **backbone)
+            encoder = BACKBONES[name](frontend.channels if frontend else stored, **backbone)
         except TypeError as error:
             raise ValueError(f"backbone {name!r}: {error}") from error
         model = Model(
@@ -670,7 +717,7 @@ def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: J
             len(protocol.classes),
             setup.head_hidden,
             setup.batch_norm,
-            frontend if learnable else None,
+            frontend,
         )
         return kind(model, **arguments).eval()
 

@@ -245,7 +245,7 @@ def _argument(setting: str) -> tuple[str, object]:
     import tomllib
 
     name, equals, value = setting.partition("=")
-    if not (name and equals):
+    if not (name and equals) or name == "name":
         raise ValueError(f"--set needs NAME=VALUE, e.g. --set frames=200, not {setting!r}")
     try:
         return name, tomllib.loads(f"value = {value}")["value"]

@@ -22,15 +22,18 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import platformdirs
 import torch
 from filelock import FileLock
 from joblib import Parallel, delayed
 from rich.progress import track
+from torch import nn
 
 from metaser import audio, recording, store
 from metaser.batch import Batch, Padded
 from metaser.frontends import FRONTENDS
+from metaser.protocol import typed
 from metaser.recording import Situation, rerecord
 from metaser.tasks import Task
 
@@ -44,7 +47,7 @@ CHUNK = 32
 """Clips that a process takes at a time."""
 
 CHUNK_SECONDS = 120.0
-"""Audio that a process extracts at once; a longer clip goes alone."""
+"""Audio that a process extracts at once, and a longer clip alone."""
 
 WRITE_SECONDS = 2.0
 """Features are written that often, at the end, and when the work is interrupted."""
@@ -88,6 +91,12 @@ class Features:
         return Batch({"audio": padded}, torch.from_numpy(targets), torch.from_numpy(classes))
 
 
+def is_learnable(arguments: dict) -> bool:
+    """Whether the front end of these arguments is an ``nn.Module``; it is not built."""
+    kind = FRONTENDS.get(arguments.get("name"))
+    return issubclass(getattr(kind, "func", kind), nn.Module)
+
+
 def make_frontend(arguments: dict) -> Callable:
     """Build a front end from its name and arguments, e.g. ``{"name": "mfcc", "frames": 120}``.
 
@@ -98,7 +107,7 @@ def make_frontend(arguments: dict) -> Callable:
     if name not in FRONTENDS:
         raise ValueError(f"front end must be one of {sorted(FRONTENDS)}, not {name!r}")
     try:
-        return FRONTENDS[name](**arguments)
+        return FRONTENDS[name](**typed(FRONTENDS[name], arguments))
     except TypeError as error:
         raise ValueError(f"front end {name!r}: {error}") from error
 
@@ -358,9 +367,10 @@ def _extract_clips(
         if situation is not None:
             rng = np.random.default_rng(int(content, 16))
             waveform = rerecord(waveform, frontend.rate, situation, rng)
-        waveforms[content] = waveform
-        if sum(map(len, waveforms.values())) > CHUNK_SECONDS * frontend.rate:
+        held_samples = sum(map(len, waveforms.values()))
+        if waveforms and held_samples + len(waveform) > CHUNK_SECONDS * frontend.rate:
             compute()
+        waveforms[content] = waveform
     if waveforms:
         compute()
     for content, values in clips.items():
@@ -480,15 +490,24 @@ def normalise(features: Features, task: Task, how: str) -> Features:
         raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {how!r}")
     if how == "none":
         return features
-    values = np.array(features.values)
-    real = np.arange(values.shape[1]) < features.lengths[:, None]
-    speakers = task.table["speaker"].to_numpy()
-    groups = (
-        [speakers == name for name in np.unique(speakers)] if how == "speaker" else [slice(None)]
+    starts = np.cumsum(features.lengths) - features.lengths
+    clips = [slice(start, start + length) for start, length in zip(starts, features.lengths)]
+    frames = np.empty((features.lengths.sum(), features.values.shape[2]), np.float32)
+    for row, clip in enumerate(clips):
+        frames[clip] = features.values[[row]][0, : features.lengths[row]]
+    pools = task.table["speaker"] if how == "speaker" else np.zeros(len(clips))
+    for own in pd.Series(clips).groupby(np.asarray(pools)):
+        _standardise(frames, list(own[1]))
+    return Features(
+        store.Ragged(frames, starts, features.lengths), features.lengths, features.hashes
     )
-    for group in groups:
-        frames = values[group][real[group]]
-        centre, spread = (moment(axis=0, dtype=np.float64) for moment in (frames.mean, frames.std))
-        scaled = (values[group] - centre) / np.maximum(spread, 1e-6)
-        values[group] = np.clip(scaled, -OUTLIER, OUTLIER) * real[group][..., None]
-    return Features(values, features.lengths, features.hashes)
+
+
+def _standardise(frames: np.ndarray, clips: Sequence[slice]) -> None:
+    """Give the frames of some clips mean 0 and deviation 1 together, in place."""
+    count = sum(clip.stop - clip.start for clip in clips)
+    centre = sum(frames[clip].sum(axis=0, dtype=np.float64) for clip in clips) / count
+    spread = np.sqrt(sum(((frames[clip] - centre) ** 2).sum(axis=0) for clip in clips) / count)
+    for clip in clips:
+        scaled = (frames[clip] - centre) / np.maximum(spread, 1e-6)
+        frames[clip] = np.clip(scaled, -OUTLIER, OUTLIER)

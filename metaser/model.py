@@ -67,7 +67,7 @@ class Model(nn.Module):
 
         It shares its parameters with this model, under the same names.
         """
-        if self.frontend is None or self.frontend.adapts:
+        if self.frontend is None or getattr(self.frontend, "adapts", True):
             return self
         body = copy.copy(self)
         body._modules = {**self._modules, "frontend": None}

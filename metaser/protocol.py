@@ -1,6 +1,8 @@
 """A protocol: which methods are compared on which tasks, and how, as a TOML file of values."""
 
+import inspect
 import tomllib
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,6 +113,20 @@ class Protocol(_Strict):
             if twice:
                 raise ValueError(f"{twice[0]!r} is named twice in {values}: name it once")
         return self
+
+
+def typed(make: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as their annotations want them: 10 for a float is 10.0, and "abc" is refused."""
+    known = inspect.signature(make).parameters
+    wanted = {name: known[name].annotation for name in arguments if name in known}
+    made = {
+        name: float(value) if wanted.get(name) is float and type(value) is int else value
+        for name, value in arguments.items()
+    }
+    for name, kind in wanted.items():
+        if kind in (bool, float, int, str) and type(made[name]) is not kind:
+            raise ValueError(f"{name} must be of type {kind.__name__}, not {made[name]!r}")
+    return made
 
 
 def read_protocol(name: str | Path) -> Protocol:

@@ -21,7 +21,7 @@ class Situation:
     Attributes
     ----------
     speed : float
-        Played so many times faster, above 0; pitch and formants rise with it.
+        Played so many times faster, 0.1 to 10; pitch and formants rise with it.
     trim : bool
         Cut silence around the speech (quieter than the peak by 35 dB).
     tilt : float
@@ -56,9 +56,11 @@ class Situation:
     speed: float = 1.0
 
     def __post_init__(self):
-        for name in ("highest", "wet", "ceiling", "speed"):
+        for name in ("highest", "wet", "ceiling"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0.1 <= self.speed <= 10:
+            raise ValueError(f"speed must be between 0.1 and 10, not {self.speed}")
         if self.reverberation < 0:
             raise ValueError(f"reverberation must be at least 0 s, not {self.reverberation}")
 
@@ -108,7 +110,7 @@ def rerecord(
     frequency = np.maximum(np.fft.rfftfreq(samples, 1 / rate), 20)
     heard = np.fft.irfft(np.fft.rfft(waveform) * _response(frequency, situation), samples)
     if situation.reverberation > 0:
-        length = int(situation.reverberation * rate)
+        length = max(int(situation.reverberation * rate), 1)
         room = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
         room *= situation.wet / np.sqrt((room**2).sum())
         heard = heard + fftconvolve(heard, room)[:samples]

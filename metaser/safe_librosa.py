@@ -15,7 +15,7 @@ import librosa
 from filelock import FileLock
 
 COMPILED = ("librosa.util.utils", "librosa.core.audio", "librosa.core.pitch")
-"""Modules that compile when they are imported."""
+"""Modules that compile ufuncs when they are imported; what others compile is safe in the cache."""
 
 
 def __getattr__(name: str):

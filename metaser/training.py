@@ -146,7 +146,7 @@ def train(
     optimiser = torch.optim.Adam(trainable, lr=training.rate)
     state = {"step": 0, "seconds": 0.0, "skipped": 0}
     state |= {"best": float("inf"), "waited": 0, "history": []}
-    best = copy.deepcopy(method.state_dict())
+    best = copy.deepcopy(_learnt(method))
     facts = _facts(method, training, seed)
     if checkpoint is not None and checkpoint.exists():
         state, best = _load(checkpoint, method, optimiser, facts)
@@ -175,12 +175,12 @@ def train(
             state["waited"] = 0 if better else state["waited"] + 1
             if better:
                 state["best"] = loss
-                best = copy.deepcopy(method.state_dict())
+                best = copy.deepcopy(_learnt(method))
             if progress is not None:
                 progress(state["step"], loss)
             if checkpoint is not None and rank() == 0:
                 _save(checkpoint, method, optimiser, best, state, facts)
-    method.load_state_dict(best)
+    method.load_state_dict(best, strict=False)
     method.eval()
     return state["history"]
 
@@ -353,11 +353,17 @@ def _facts(method, training: Training, seed: int) -> dict:
     }
 
 
+def _learnt(method: nn.Module) -> dict[str, Tensor]:
+    """The state of a method but for frozen parameters, which may be a whole trained encoder."""
+    frozen = {name for name, value in method.named_parameters() if not value.requires_grad}
+    return {name: value for name, value in method.state_dict().items() if name not in frozen}
+
+
 def _save(path: Path, method, optimiser, best: dict, state: dict, facts: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        content = {"method": method.state_dict(), "optimiser": optimiser.state_dict()}
+        content = {"method": _learnt(method), "optimiser": optimiser.state_dict()}
         torch.save({**content, "best": best, "state": state, "facts": facts}, part)
         os.replace(part, path)
     finally:
@@ -378,6 +384,6 @@ def _load(path: Path, method, optimiser, facts: dict) -> tuple[dict, dict]:
             f"{path} was made by another run: {changed[0]} was {theirs.get(changed[0])} and is now "
             f"{facts[changed[0]]}; delete it or write to another folder"
         )
-    method.load_state_dict(saved["method"])
+    method.load_state_dict(saved["method"], strict=False)
     optimiser.load_state_dict(saved["optimiser"])
     return saved["state"], saved["best"]

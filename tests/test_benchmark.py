@@ -451,10 +451,35 @@ def test_a_learnable_front_end_is_trained_with_the_rest(run, tmp_path):
     assert {row["parameters"] for row in rows} == {7 * 3 + network}
 
 
-def test_samples_are_not_normalised(run, tmp_path):
-    for name in ("leaf", "waveform"):
-        with pytest.raises(ValueError, match=f"{name}.*normalise = 'none'"):
-            run(tmp_path, _protocol(**_setup(frontend={"name": name})))
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frontend": {"name": "leaf"}}, "'leaf'.*normalise = 'none'"),
+        ({"frontend": {"name": "waveform"}}, "'waveform'.*normalise = 'none'"),
+        (
+            {"frontend": {"name": "leaf"}, "normalise": "none", "training": {"mask_channels": 3}},
+            "'leaf'.*mask_channels = 0",
+        ),
+        ({"frontend": {"name": "leaf"}, "normalise": "none"}, "logistic_regression.*leave it out"),
+        ({"frontend": {"name": "log_mel", "bands": "many"}}, "bands must be of type int"),
+    ],
+)
+def test_a_front_end_that_cannot_do_is_refused_before_any_work(run, tmp_path, changes, words):
+    setups = _setup()["setups"] | {"second": FACTS["setups"]["mel"] | changes}
+    with pytest.raises(ValueError, match=words):
+        run(tmp_path / "results", _protocol(setups=setups))
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_method_is_built_without_the_front_end_that_is_done(tasks, plant, monkeypatch):
+    def refuse(arguments):
+        raise AssertionError("the features are there already")
+
+    protocol = _protocol()
+    job = benchmark.plan_jobs(protocol, tasks)[0]
+    materials = {name: benchmark.Material(task, plant(task), ()) for name, task in tasks.items()}
+    monkeypatch.setattr(benchmark, "make_frontend", refuse)
+    benchmark.build_method("metaser", protocol.setups["mel"], protocol, materials, job)
 
 
 def test_chosen_recordings_are_heard_in_sources_alone(spoken, cache, tasks):

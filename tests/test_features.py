@@ -17,6 +17,7 @@ from metaser import audio, features, store
 from metaser.audio import AudioError
 from metaser.cli import app
 from metaser.features import Features, extract, list_stores, make_frontend, normalise, prune, verify
+from metaser.frontends import Waveform
 from metaser.recording import draw_situation
 
 CALLS: list[int] = []
@@ -350,6 +351,10 @@ def test_batches_mask_what_is_padded(task, tmp_path):
     assert batch.targets.tolist() == [2, 0] and batch.classes.tolist() == classes.tolist()
 
 
+def values_of(found: Features) -> np.ndarray:
+    return np.asarray(found.values)
+
+
 @pytest.mark.parametrize("how", ["corpus", "speaker"])
 def test_normalising_standardises_the_real_frames(make_task, how):
     task = make_task(speakers=3, clips=2)
@@ -365,10 +370,10 @@ def test_normalising_standardises_the_real_frames(make_task, how):
     for group in np.unique(groups):
         own = (groups == group).to_numpy() if how == "speaker" else groups == group
         expected = StandardScaler().fit_transform(values[own][real[own]])
-        np.testing.assert_allclose(done.values[own][real[own]], expected, atol=1e-4)
-    assert not done.values[~real].any()
+        np.testing.assert_allclose(values_of(done)[own][real[own]], expected, atol=1e-4)
+    assert not values_of(done)[~real].any()
     np.testing.assert_array_equal(raw.values, before)
-    assert done.values.dtype == np.float32 and (done.lengths == lengths).all()
+    assert values_of(done).dtype == np.float32 and (done.lengths == lengths).all()
 
 
 def test_normalising_tames_outliers_and_constant_channels(make_task):
@@ -377,7 +382,8 @@ def test_normalising_tames_outliers_and_constant_channels(make_task):
     values = np.random.default_rng(0).standard_normal((count, 1, 3)).astype(np.float32)
     values[..., 1] = -100.1
     values[7, 0, 2] = 1e4
-    done = normalise(Features(values, np.ones(count, int), np.arange(count)), task, "corpus").values
+    raw = Features(values, np.ones(count, int), np.arange(count))
+    done = values_of(normalise(raw, task, "corpus"))
     assert done[7, 0, 2] == features.OUTLIER
     np.testing.assert_allclose(done[..., 1], 0, atol=1e-3)
 
@@ -429,3 +435,13 @@ def test_long_clips_go_alone_and_give_the_same(task, tmp_path, monkeypatch):
     monkeypatch.setattr("metaser.features.CHUNK_SECONDS", 0.3)
     alone = extract(task, Chunks(), tmp_path / "other")
     assert np.array_equal(together.values, alone.values) and len(CALLS) == 12
+
+
+def test_arguments_of_a_front_end_have_their_types():
+    assert make_frontend({"name": "waveform", "seconds": 10}) == Waveform(seconds=10.0)
+    assert repr(make_frontend({"name": "waveform", "seconds": 10})) == repr(Waveform(seconds=10.0))
+    for wrong in ({"rate": "abc"}, {"frames": 1.5}, {"engine": 3}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be of type"):
+            make_frontend({"name": "log_mel", **wrong})
+    with pytest.raises(ValueError, match="log_mel.*unexpected"):
+        make_frontend({"name": "log_mel", "lenght": 3})

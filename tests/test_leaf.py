@@ -387,7 +387,7 @@ def test_what_may_change():
         ({"seconds": 0}, "seconds must be positive, not 0"),
         ({"step": 0}, "divisor of the stride, 160 samples.*not 0"),
         ({"step": 7}, "divisor of the stride, 160 samples.*not 7"),
-        ({"step": 16, "window": 5}, "an eighth of the window, 81 samples, not 16"),
+        ({"step": 16, "window": 5}, "an eighth of the window, 81 samples, e.g. 10, not 16"),
         ({"adapts": True, "frozen": True}, "contradict"),
     ],
 )

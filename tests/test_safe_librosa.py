@@ -25,11 +25,12 @@ class Lock(filelock.FileLock):
 before, inside = set(), set()
 import metaser.safe_librosa
 metaser.safe_librosa.FileLock = Lock
-from metaser.frontends.spectral import MFCC, LogMel, Statistics
+from metaser.frontends import MFCC, Leaf, LogMel, Prosody, Statistics
 from metaser.recording import draw_situation, rerecord
 noise = np.random.default_rng(0).normal(size=16000).astype(np.float32)
 rerecord(noise, 16000, draw_situation(np.random.default_rng(0)), np.random.default_rng(0))
-for frontend in (MFCC(rate=16000), MFCC(rate=16000, deltas=2), LogMel(), Statistics()):
+Leaf()
+for frontend in (MFCC(rate=16000), MFCC(deltas=2), LogMel(), Statistics(), Prosody()):
     frontend(noise)
 print(before, inside, compiled() - inside, sep="|")
 """

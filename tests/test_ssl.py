@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
+from metaser import benchmark
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.frontends import ssl
 from metaser.frontends.ssl import SSL, LayerWeights, SSLEncoder
 from metaser.methods import MAML
 from metaser.model import Model
+from metaser.protocol import Protocol
 
 transformers = pytest.importorskip("transformers", reason="pip install 'metaser[ssl]'")
 pytest.importorskip("peft", reason="pip install 'metaser[ssl]'")
@@ -531,3 +534,42 @@ def test_the_extra_is_imported_by_use_alone():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=os.environ
     ).stdout.split()
     assert not {"transformers", "peft", "huggingface_hub"} & set(loaded)
+
+
+def _protocol(model: str) -> Protocol:
+    setup = {
+        "frontend": {"name": "ssl", "model": model, "pooling": "mean"},
+        "normalise": "corpus",
+        "backbone": {"name": "mlp"},
+        "methods": {"metaser": {}},
+    }
+    facts = {
+        "title": "",
+        "description": "",
+        "classes": ["angry", "sad"],
+        "sources": ["de_emodb"],
+        "targets": ["it_emovo"],
+        "seeds": [0],
+        "episodes": {"shots": [1], "queries": 1, "count": 1},
+    }
+    return Protocol(name="trial", setups={"ssl": setup}, **facts)
+
+
+def test_rows_and_checkpoints_are_bound_to_the_weights_and_not_to_where_they_lie(saved, tmp_path):
+    def digests(folder) -> tuple[str, str]:
+        protocol = benchmark.settle(_protocol(str(folder)))
+        own = protocol.setups["ssl"]
+        return (
+            benchmark.settings(protocol, "ssl", "metaser"),
+            benchmark.training_key("metaser", own),
+        )
+
+    moved = tmp_path / Path(saved("wavlm")).name
+    shutil.copytree(saved("wavlm"), moved)
+    assert digests(moved) == digests(saved("wavlm"))
+    network = transformers.AutoModel.from_pretrained(moved)
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    network.save_pretrained(moved)
+    for one, other in zip(digests(moved), digests(saved("wavlm"))):
+        assert one != other

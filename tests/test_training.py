@@ -425,3 +425,19 @@ def test_masks_change_the_training_alone_and_by_the_seed(sources):
         for width in (0, 3)
     )
     assert one[0]["validation"] == other[0]["validation"]
+
+
+def test_a_checkpoint_leaves_out_what_is_frozen(sources, tmp_path):
+    def frozen():
+        method = _method()
+        method.model.backbone.requires_grad_(False)
+        return method
+
+    train(whole := frozen(), *sources, SHORT)
+    train(frozen(), *sources, SHORT, checkpoint=tmp_path / "run.pt")
+    saved = torch.load(tmp_path / "run.pt", weights_only=True)
+    for state in (saved["method"], saved["best"]):
+        assert state and not any(name.startswith("model.backbone") for name in state)
+    train(resumed := frozen(), *sources, SHORT, checkpoint=tmp_path / "run.pt")
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name

@@ -2,8 +2,8 @@
 
 A variant is an entry with preset arguments. Some are learnt: an ``nn.Module`` that reads what
 another front end, its ``extracted``, gives. A class names in ``LIBRARIES`` the packages, besides
-those that all need, whose versions decide its numbers; ``TRAINED`` says that it comes trained, at
-one rate.
+those that all need, whose versions decide its numbers. ``TRAINED`` says that it comes trained, at
+one rate; ``AS_IS`` that what it reads (if learnt) or gives is neither normalised nor masked.
 """
 
 from functools import partial

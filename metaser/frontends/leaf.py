@@ -77,6 +77,8 @@ class Leaf(nn.Module):
     Classification", ICLR 2021, arXiv:2101.08596.
     """
 
+    AS_IS = True
+
     def __init__(
         self,
         filters: int = 40,
@@ -91,9 +93,10 @@ class Leaf(nn.Module):
         half, hop = round(window * rate / 2000), round(stride * rate / 1000)
         _check(filters, rate, window, stride, seconds, half, hop)
         if step < 1 or hop % step or 4 * step > half:
+            largest = max(n for n in range(1, max(half // 4, 1) + 1) if hop % n == 0)
             raise ValueError(
                 f"step must be a divisor of the stride, {hop} samples, and at most an eighth of "
-                f"the window, {2 * half + 1} samples, not {step}; the paper's is 1"
+                f"the window, {2 * half + 1} samples, e.g. {largest}, not {step}"
             )
         if adapts and frozen:
             raise ValueError("adapts and frozen contradict each other: set one of them to false")
@@ -123,6 +126,10 @@ class Leaf(nn.Module):
         self.register_buffer("times", torch.arange(-half, half + 1.0), persistent=False)
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("weights", weights, persistent=False)
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.channels}, half={self.half}, hop={self.hop}, step={self.step}"
+        return f"{sizes}, adapts={self.adapts}, {self.extracted}"
 
     def forward(self, audio: Padded) -> Padded:
         """Return (clips, frames, filters) of frames of samples (clips, frames, any number).

@@ -196,6 +196,9 @@ class LayerWeights(nn.Module):
         self.adapts = adapts
         self.weights = nn.Parameter(torch.zeros(self.extracted.layers))
 
+    def extra_repr(self) -> str:
+        return f"{self.extracted}, normalise={self.normalise}, adapts={self.adapts}"
+
     def forward(self, audio: Padded) -> Padded:
         """Return (clips, frames, channels) of the frames of all layers side by side."""
         layers = audio.values.unflatten(-1, (-1, self.channels))
@@ -240,6 +243,8 @@ class SSLEncoder(nn.Module):
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
     """
 
+    AS_IS = True
+
     def __init__(
         self,
         model: str,
@@ -274,6 +279,9 @@ class SSLEncoder(nn.Module):
         self.pooling = pooling
         self.adapts = adapts
         self.train()
+
+    def extra_repr(self) -> str:
+        return f"{self.extracted}, pooling={self.pooling!r}, adapts={self.adapts}"
 
     def train(self, mode: bool = True) -> "SSLEncoder":
         """Set the mode; the encoder stays in evaluation: no dropout, no layer left out."""

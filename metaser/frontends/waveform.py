@@ -20,9 +20,18 @@ class Waveform:
         Longest clip; what exceeds it is cut. Shorter clips stay short.
     """
 
+    AS_IS = True
+
     rate: int = 16000
     hop: int = 160
     seconds: float = 10.0
+
+    def __post_init__(self):
+        if self.hop < 1 or self.seconds <= 0:
+            raise ValueError(
+                f"hop must be at least 1 sample and seconds above 0, not {self.hop} and "
+                f"{self.seconds}"
+            )
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         """Return (frames, ``hop``) float32 of a mono waveform (samples,) at ``rate``.

@@ -256,6 +256,7 @@ class MAML(nn.Module):
             lr=self.inner_rate,
             first_order=not self.second_order,
             allow_unused=True,
+            allow_nograd=True,
         )
         support = episode.support
         with torch.enable_grad():
