@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -32,7 +32,7 @@ from torch import nn
 
 from metaser import audio, recording, store
 from metaser.batch import Batch, Padded
-from metaser.frontends import FRONTENDS
+from metaser.frontends import FRONTENDS, Joined
 from metaser.protocol import typed
 from metaser.recording import Situation, rerecord
 from metaser.tasks import Task
@@ -106,6 +106,9 @@ def make_frontend(arguments: dict) -> Callable:
     name = arguments.pop("name", None)
     if name not in FRONTENDS:
         raise ValueError(f"front end must be one of {sorted(FRONTENDS)}, not {name!r}")
+    if isinstance(arguments.get("parts"), list):
+        parts = [part if isinstance(part, dict) else {"name": part} for part in arguments["parts"]]
+        arguments["parts"] = tuple(map(make_frontend, parts))
     try:
         return FRONTENDS[name](**typed(FRONTENDS[name], arguments))
     except TypeError as error:
@@ -152,6 +155,9 @@ def extract(
         If a clip cannot be read or gives features that are not finite; the message names it.
     """
     frontend = getattr(frontend, "extracted", frontend)
+    if isinstance(frontend, Joined):
+        found = [extract(task, part, cache, situation, jobs, progress) for part in frontend.parts]
+        return replace(found[0], values=frontend.join([part.values for part in found]))
     names, root = _files(task), _root(cache)
     folder = root / task.name / _key(frontend, situation)
     known, held = _unchanged(task, root, names), store.contents(folder)

@@ -17,7 +17,7 @@ from metaser import audio, features, store
 from metaser.audio import AudioError
 from metaser.cli import app
 from metaser.features import Features, extract, list_stores, make_frontend, normalise, prune, verify
-from metaser.frontends import Waveform
+from metaser.frontends import Statistics, Waveform
 from metaser.recording import draw_situation
 
 CALLS: list[int] = []
@@ -445,3 +445,17 @@ def test_arguments_of_a_front_end_have_their_types():
             make_frontend({"name": "log_mel", **wrong})
     with pytest.raises(ValueError, match="log_mel.*unexpected"):
         make_frontend({"name": "log_mel", "lenght": 3})
+
+
+def test_joined_front_ends_stand_side_by_side(task, tmp_path):
+    joined = make_frontend({"name": "joined", "parts": ["statistics", {"name": "statistics"}]})
+    one = np.asarray(extract(task, Statistics(), tmp_path / "cache").values)
+    both = extract(task, joined, tmp_path / "cache").values
+    assert np.array_equal(both, np.concatenate([one, one], axis=2))
+    clip = np.random.default_rng(0).normal(size=8000).astype(np.float32)
+    assert np.array_equal(joined(clip), np.concatenate([Statistics()(clip)] * 2, axis=1))
+    assert len(list_stores(tmp_path / "cache")) == 1
+    with pytest.raises(ValueError, match="rates .16000, 22050."):
+        make_frontend({"name": "joined", "parts": ["statistics", "mfcc"]})
+    with pytest.raises(ValueError, match="LogMel gives 51 frames"):
+        make_frontend({"name": "joined", "parts": ["log_mel", "statistics"]})(clip)

@@ -9,6 +9,7 @@ one rate; ``AS_IS`` that what it reads (if learnt) or gives is neither normalise
 from functools import partial
 
 from metaser.frontends.egemaps import OpenSmile
+from metaser.frontends.joined import Joined
 from metaser.frontends.leaf import Leaf
 from metaser.frontends.prosody import Prosody
 from metaser.frontends.speaker import SpeakerEmbedding
@@ -26,6 +27,7 @@ FRONTENDS = {
     "egemaps_lld": partial(OpenSmile, level="lld"),
     "compare": partial(OpenSmile, features="ComParE_2016"),
     "speaker": SpeakerEmbedding,
+    "joined": Joined,
     "ssl": SSL,
     "ssl_layers": LayerWeights,
     "ssl_lora": SSLEncoder,
