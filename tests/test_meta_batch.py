@@ -21,10 +21,27 @@ STACKABLE = [
     if getattr(getattr(kind, "func", kind), "stackable", False)
     or getattr(kind, "func", kind) is MAML
 ]
+_STREAM = {"width": 4, "heads": 2, "pool": 2, "dropout": 0.0, "dense_dropout": 0.0}
+_KERNELS = {"widths": (3,), "kernels": ((5, 3),), "small": 3, "stride": 2}
+_SEGMENTS = {
+    "inner": {"kernels": (1, 3), "filters": 2},
+    "hidden": 2,
+    "pause": 1,
+    "shortest": 1,
+}
 SMALL = {
     "mlp": {"hidden": (5,)},
     "multiscale_cnn": {"kernels": (3, 5), "filters": 2},
     "recurrent": {"hidden": 4, "layers": 2},
+    "gru_attention": {"hidden": 2, "pool": 2},
+    "modality_hopping": {"hidden": 2, "streams": (2, 1), "pool": 2},
+    "modality_hopping_paper": {"hidden": 2, "hops": 2},
+    "segment_sequence": _SEGMENTS,
+    "segment_sequence_paper": _SEGMENTS,
+    "key_sparse_transformer": _STREAM,
+    "key_sparse_transformer_paper": {**_STREAM, "vanilla_layers": 1, "sparse_layers": 1},
+    "replknet": _KERNELS,
+    "replknet_31b": {**_KERNELS, "blocks": (1,), "drop_path": 0.0},
 }
 
 

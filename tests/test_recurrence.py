@@ -55,6 +55,7 @@ each = pytest.mark.parametrize(
         (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
         (nn.GRU, {"num_layers": 2}),
         (nn.GRU, {"bidirectional": True}),
+        (nn.GRU, {"num_layers": 2, "bidirectional": True}),
     ],
 )
 
@@ -116,9 +117,10 @@ def test_mapped_over_tasks_it_is_a_loop_over_tasks(kind, options, shared):
     _close(_derivatives(found, inputs), _derivatives(expected, inputs))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_derivatives_agree_with_finite_differences(kind):
-    net = _Net(kind)
+def test_derivatives_agree_with_finite_differences(kind, bidirectional):
+    net = _Net(kind, bidirectional=bidirectional)
     names = [name for name, _ in net.named_parameters()]
 
     def states(values, *parameters):
@@ -138,6 +140,25 @@ def test_parameters_may_be_frozen(adapted):
     inputs = [getattr(net.rnn, adapted)]
     found, expected = net(values, _mask(4, 4)), net.rnn(values)[0]
     _close(_derivatives(found, inputs), _derivatives(expected, inputs))
+
+
+@each
+def test_gradients_add_up(kind, options):
+    net = _Net(kind, **options)
+    values, mask = _draw(2, 5, CHANNELS), _mask(5, 3)
+    expected = torch.autograd.grad(net(values, mask)[mask].square().sum(), list(net.parameters()))
+    for _ in range(3):
+        net(values, mask)[mask].square().sum().backward()
+    _close([value.grad for value in net.parameters()], [3 * slope for slope in expected])
+
+
+@each
+def test_padding_has_no_slope(kind, options):
+    net = _Net(kind, **options)
+    mask = _mask(4, 1, 7)
+    values = _draw(3, 7, CHANNELS).requires_grad_()
+    first, *_ = _derivatives(net(values, mask) * mask.unsqueeze(-1), [values])
+    assert not first[~mask].any() and first[mask].any(dim=-1).all()
 
 
 def test_single_precision_stays_single():

@@ -1,7 +1,9 @@
 """Layers that backbones share."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from metaser.batch import Padded
 
 
 def statistics_pooling(values: Tensor, mask: Tensor) -> Tensor:
@@ -26,3 +28,99 @@ def statistics_pooling(values: Tensor, mask: Tensor) -> Tensor:
     variance = ((values - mean.unsqueeze(-1)).square() * mask).sum(dim=-1) / count
     # The square root has no finite slope at 0, where a channel that is silent in a clip sits.
     return torch.cat([top, mean, (variance + 1e-5).sqrt()], dim=-1)
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """Refuse sizes that are too small, by name."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
+def shortened(padded: Padded, pool: int) -> Padded:
+    """Means of every ``pool`` neighbouring frames; of fewer, where a clip ends."""
+    if pool == 1:
+        return padded
+    frames = padded.mask.shape[-1]
+    padded = padded.lengthened(frames + -frames % pool)
+    values = padded.values.unflatten(-2, (-1, pool))
+    mask = padded.mask.unflatten(-1, (-1, pool))
+    count = mask.sum(dim=-1)
+    total = (values * mask.unsqueeze(-1)).sum(dim=-2)
+    return Padded(total / count.clamp(min=1).unsqueeze(-1), count > 0)
+
+
+def last_state(states: Tensor, mask: Tensor) -> Tensor:
+    """State (clips, dim) at the last real frame of (clips, frames, dim); 0 where there is none."""
+    last = (mask.sum(dim=1) - 1).clamp(min=0)
+    states = states[torch.arange(len(states), device=states.device), last]
+    return states * mask.any(dim=1, keepdim=True)
+
+
+def attend(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the real frames, weighted by the softmax of their scores.
+
+    Parameters
+    ----------
+    scores : Tensor
+        (clips, frames).
+    values : Tensor
+        (clips, frames, dim).
+    mask : Tensor
+        (clips, frames) bool.
+
+    Returns
+    -------
+    Tensor
+        (clips, dim); 0 for a clip without real frames.
+    """
+    # Not minus infinity: a softmax over nothing would be NaN, and so would its gradient.
+    lowest = torch.finfo(scores.dtype).min
+    weights = scores.masked_fill(~mask, lowest).softmax(dim=-1) * mask
+    return (weights.unsqueeze(-2) @ values).squeeze(-2)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the real frames of (clips, frames, dim), (clips, dim); 0 where there is none."""
+    mask = mask.unsqueeze(-1)
+    return (values * mask).sum(dim=-2) / mask.sum(dim=-2).clamp(min=1)
+
+
+def with_positions(values: Tensor) -> Tensor:
+    """Frames (clips, frames, dim) plus sines and cosines of their place, dim being even.
+
+    References
+    ----------
+    Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, section 3.5.
+    """
+    frames, dim = values.shape[-2:]
+    place = torch.arange(frames, device=values.device, dtype=values.dtype)
+    power = torch.arange(0, dim, 2, device=values.device, dtype=values.dtype) / dim
+    angles = place.unsqueeze(-1) * 10_000**-power
+    return values + torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class AttentionPooling(nn.Module):
+    """Weighted mean of states; a state with key x weighs exp(u . tanh(W x + b)).
+
+    Parameters
+    ----------
+    channels : int
+        Channels of the keys.
+    hidden : int
+        Length of u.
+
+    References
+    ----------
+    Yang et al., "Hierarchical Attention Networks for Document Classification", NAACL 2016.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.hidden = nn.Linear(channels, hidden)
+        self.score = nn.Linear(hidden, 1, bias=False)
+
+    def forward(self, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Return (clips, dim) of keys (clips, frames, channels) and values (clips, frames, dim)."""
+        scores = self.score(self.hidden(keys).tanh()).squeeze(-1)
+        return attend(scores, values, mask)

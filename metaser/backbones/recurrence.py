@@ -44,11 +44,14 @@ def recurrent(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
     layer = _lstm if isinstance(module, nn.LSTM) else _gru
     sequence = values.transpose(0, 1)
     for index in range(module.num_layers):
-        states = layer(sequence, *_parameters(module, f"l{index}"))
+        directions, parameters = [sequence], [_parameters(module, f"l{index}")]
         if module.bidirectional:
-            back = layer(_turn(sequence, mask), *_parameters(module, f"l{index}_reverse"))
-            states = torch.cat([states, _turn(back, mask)], dim=-1)
-        sequence = states
+            directions.append(_turn(sequence, mask))
+            parameters.append(_parameters(module, f"l{index}_reverse"))
+        states = layer(torch.stack(directions), *map(torch.stack, zip(*parameters)))
+        sequence = states[0]
+        if module.bidirectional:
+            sequence = torch.cat([sequence, _turn(states[1], mask)], dim=-1)
     return sequence.transpose(0, 1)
 
 
@@ -68,33 +71,38 @@ def _turn(sequence: Tensor, mask: Tensor) -> Tensor:
 def _gru(
     sequence: Tensor, weight_in: Tensor, weight_state: Tensor, bias_in: Tensor, bias_state: Tensor
 ) -> Tensor:
-    """One GRU layer, (frames, clips, channels) to (frames, clips, hidden)."""
-    hidden = weight_state.shape[1]
-    inputs = sequence @ weight_in.mT + bias_in
-    state = torch.zeros_like(inputs[0, :, :hidden])
+    """One GRU layer, (directions, frames, clips, channels) to (directions, frames, clips, hidden).
+
+    Parameters have a leading dimension of directions, too: together they take half the operations.
+    """
+    hidden = weight_state.shape[2]
+    inputs = torch.baddbmm(bias_in.unsqueeze(1), sequence.flatten(1, 2), weight_in.mT)
+    inputs = inputs.unflatten(1, sequence.shape[1:3])
+    state = torch.zeros_like(inputs[:, 0, :, :hidden])
     states = []
-    for drive in inputs.unbind():
-        recall = state @ weight_state.mT + bias_state
-        reset, update = (drive + recall)[:, : 2 * hidden].sigmoid().chunk(2, dim=-1)
-        candidate = (drive[:, 2 * hidden :] + reset * recall[:, 2 * hidden :]).tanh()
-        state = candidate + update * (state - candidate)
+    for drive in inputs.unbind(1):
+        recall = torch.baddbmm(bias_state.unsqueeze(1), state, weight_state.mT)
+        reset, update = (drive + recall)[..., : 2 * hidden].sigmoid().chunk(2, dim=-1)
+        candidate = (drive[..., 2 * hidden :] + reset * recall[..., 2 * hidden :]).tanh()
+        state = torch.lerp(candidate, state, update)
         states.append(state)
-    return torch.stack(states)
+    return torch.stack(states, dim=1)
 
 
 def _lstm(
     sequence: Tensor, weight_in: Tensor, weight_state: Tensor, bias_in: Tensor, bias_state: Tensor
 ) -> Tensor:
-    """One LSTM layer, (frames, clips, channels) to (frames, clips, hidden)."""
+    """One LSTM layer, as ``_gru``; directions stand where ``_LSTM`` has tasks."""
     scale = torch.ones_like(bias_in)
-    scale.view(4, -1)[2] = -2  # see _LSTM
+    scale.unflatten(1, (4, -1))[:, 2] = -2  # see _LSTM
     parameters = (
         weight_in * scale.unsqueeze(-1),
         weight_state * scale.unsqueeze(-1),
-        (bias_in + bias_state) * scale,
+        # From their sum both would get one gradient, of which autograd hands on views through
+        # torch.stack: ``.grad`` of both would share memory and add every later gradient twice.
+        bias_in * scale + bias_state * scale,
     )
-    states, *_ = _LSTM.apply(sequence.unsqueeze(0), *(value.unsqueeze(0) for value in parameters))
-    return states[0, 1:]
+    return _LSTM.apply(sequence, *parameters)[0][:, 1:]
 
 
 class _LSTM(Function):

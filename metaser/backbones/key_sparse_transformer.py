@@ -1,0 +1,324 @@
+"""Key-sparse transformer (KS-Transformer) of audio, or of audio and text."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+
+from metaser.backbones.layers import check_at_least, masked_mean, shortened, with_positions
+from metaser.batch import Padded
+
+MODALITIES = ("audio", "text")
+
+
+class KeySparseTransformer(nn.Module):
+    """Transformer whose later layers attend to the most important frames only.
+
+    Each stream goes through a projection and LayerNorm, then ``vanilla_layers`` with ordinary
+    attention. Where there are two, each gets added what it finds in the other: ``cross_blocks``
+    (CCAB) of a layer that asks the other stream and a layer that asks its own, and a residual
+    around all of them. Then come ``sparse_layers``, the mean over the frames, and dense layers on
+    the streams side by side. Layers are normalised last (post-LN), with sinusoidal positions added
+    to queries and keys of each.
+
+    A clip without text is embedded by its audio alone: the cross-attention adds 0 to the audio, and
+    the mean of the text is 0; and likewise without audio. Without all text, give None.
+
+    Which keys are kept is a ranking, and it flips between inner steps: the loss of an adapted model
+    is not continuous in its initial parameters, and second derivatives say nothing of the jumps.
+    Prefer methods of first order (FOMAML) or that adapt the head (ANIL).
+
+    Parameters
+    ----------
+    channels : int or dict of str to int
+        Channels of "audio", and of "text" for two streams; an int is for audio alone.
+    width : int or dict of str to int
+        Channels of each stream inside, divisible by ``heads`` and by 2. The paper's are its inputs'
+        (512 and 1024), which it does not project.
+    heads : int
+        Attention heads.
+    keep_rate : float
+        Share of the keys kept, in (0, 1]; see ``KeySparseAttention``.
+    vanilla_layers, cross_blocks, sparse_layers : int
+        Layers a stream, at least 0.
+    expansion : float
+        Width of the dense layer within each layer, as a multiple of the stream's width.
+    dense : sequence of int
+        Widths of the dense layers at the end; the last is the embedding's.
+    pool : int
+        Neighbouring frames of audio, at least 1, whose mean is one frame here; time and memory go
+        with the square of the frames.
+    dropout, dense_dropout : float
+        Shares dropped while training, in [0, 1): in the layers, and after each dense layer.
+
+    Raises
+    ------
+    ValueError
+        If a modality is unknown or without audio, ``width`` lacks one, or a number is out of its
+        range.
+
+    References
+    ----------
+    Chen, Xing, Xu, Yang, Pang, "Key-Sparse Transformer for Multimodal Speech Emotion Recognition",
+    ICASSP 2022, arXiv:2106.11532.
+    """
+
+    def __init__(
+        self,
+        channels: int | dict[str, int],
+        width: int | dict[str, int] = 64,
+        heads: int = 4,
+        keep_rate: float = 0.5,
+        vanilla_layers: int = 1,
+        cross_blocks: int = 1,
+        sparse_layers: int = 2,
+        expansion: float = 0.5,
+        dense: Sequence[int] = (64,),
+        pool: int = 4,
+        dropout: float = 0.0,
+        dense_dropout: float = 0.0,
+    ):
+        channels = {"audio": channels} if isinstance(channels, int) else channels
+        if "audio" not in channels or not set(channels) <= set(MODALITIES):
+            raise ValueError(f"channels must name audio, and may name text, not {list(channels)}")
+        widths = dict.fromkeys(channels, width) if isinstance(width, int) else width
+        if not set(channels) <= set(widths):
+            raise ValueError(f"width must name all of {list(channels)}, not only {list(widths)}")
+        check_at_least(1, pool=pool, dense=len(dense))
+        layers = {
+            "vanilla_layers": vanilla_layers,
+            "cross_blocks": cross_blocks,
+            "sparse_layers": sparse_layers,
+        }
+        check_at_least(0, **layers)
+        super().__init__()
+        self.channels = channels
+        self.pool = pool
+        layer = partial(Layer, heads=heads, expansion=expansion, dropout=dropout)
+        names = [name for name in MODALITIES if name in channels]
+        self.streams = nn.ModuleDict()
+        for name in names:
+            other = next((widths[other] for other in names if other != name), None)
+            self.streams[name] = Stream(
+                channels[name], widths[name], other, layer, keep_rate, **layers
+            )
+        sizes = [sum(widths[name] for name in names), *dense]
+        self.dense = nn.Sequential(
+            *(
+                nn.Sequential(nn.Linear(before, after), nn.ReLU(), nn.Dropout(dense_dropout))
+                for before, after in zip(sizes, sizes[1:])
+            )
+        )
+        self.dim = sizes[-1]
+        for value in self.parameters():
+            if value.dim() > 1:
+                nn.init.xavier_uniform_(value)
+
+    def forward(self, audio: Padded, text: Padded | None = None) -> Tensor:
+        """Return embeddings (clips, dim).
+
+        Raises
+        ------
+        ValueError
+            If there is text, but ``channels`` has none.
+        """
+        given = {"audio": shortened(audio, self.pool)}
+        if "text" in self.channels:
+            given["text"] = _nothing(audio, self.channels["text"]) if text is None else text
+        elif text is not None:
+            raise ValueError(
+                "this backbone was made for audio alone, but text came: give it the channels of "
+                "both, {'audio': …, 'text': …}, or leave the text out"
+            )
+        frames = {name: stream.begin(given[name]) for name, stream in self.streams.items()}
+        if len(frames) == 2:
+            audio, text = frames.values()
+            frames = {
+                "audio": self.streams["audio"].ask(audio, text),
+                "text": self.streams["text"].ask(text, audio),
+            }
+        means = [stream.end(frames[name]) for name, stream in self.streams.items()]
+        return self.dense(torch.cat(means, dim=-1))
+
+
+class Stream(nn.Module):
+    """The layers of one modality; without ``other_width`` there is no other to ask."""
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        other_width: int | None,
+        layer: Callable[..., "Layer"],
+        keep_rate: float,
+        vanilla_layers: int,
+        cross_blocks: int,
+        sparse_layers: int,
+    ):
+        super().__init__()
+        self.input = nn.Linear(channels, width)
+        self.norm = nn.LayerNorm(width)
+        self.vanilla = nn.Sequential(*(layer(width, 1.0) for _ in range(vanilla_layers)))
+        if other_width is not None:
+            self.cross = nn.ModuleList()
+            for _ in range(cross_blocks):
+                self.cross.append(layer(width, keep_rate, other_width))
+                self.cross.append(layer(width, keep_rate))
+            self.norm_cross = nn.LayerNorm(width)
+        self.sparse = nn.Sequential(*(layer(width, keep_rate) for _ in range(sparse_layers)))
+
+    def begin(self, padded: Padded) -> Padded:
+        """Project the frames and let them attend to each other."""
+        values = padded.values.masked_fill(~padded.mask.unsqueeze(-1), 0)
+        return self.vanilla(Padded(self.norm(self.input(values)), padded.mask))
+
+    def ask(self, own: Padded, other: Padded) -> Padded:
+        """Add what is found in the other stream: 0 in clips that lack the other."""
+        found = own
+        for ask_other, ask_own in zip(self.cross[::2], self.cross[1::2]):
+            found = ask_own(ask_other(found, other))
+        there = other.mask.any(dim=-1)[:, None, None]
+        values = own.values + (own.values + found.values) * there
+        return Padded(self.norm_cross(values), own.mask)
+
+    def end(self, own: Padded) -> Tensor:
+        """Mean (clips, width) of the frames after they attended to the most important ones."""
+        own = self.sparse(own)
+        return masked_mean(own.values, own.mask)
+
+
+class Layer(nn.Module):
+    """A transformer layer, normalised last; it asks its own stream or another."""
+
+    def __init__(
+        self,
+        width: int,
+        keep_rate: float,
+        other_width: int | None = None,
+        *,
+        heads: int,
+        expansion: float,
+        dropout: float,
+    ):
+        super().__init__()
+        hidden = max(1, round(expansion * width))
+        self.attention = KeySparseAttention(width, heads, keep_rate, other_width, dropout)
+        self.norm_attention = nn.LayerNorm(width)
+        self.dense = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width)
+        )
+        self.norm_dense = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, own: Padded, other: Padded | None = None) -> Padded:
+        """Take and return (clips, frames, width), which means nothing where it is not real."""
+        other = own if other is None else other
+        query = Padded(with_positions(own.values), own.mask)
+        key = Padded(with_positions(other.values), other.mask)
+        values = own.values + self.dropout(self.attention(query, key, other.values))
+        values = self.norm_attention(values)
+        values = self.norm_dense(values + self.dropout(self.dense(values)))
+        return Padded(values, own.mask)
+
+
+class KeySparseAttention(nn.Module):
+    """Attention by several heads, each of which drops the keys that matter least to the clip.
+
+    Each head has the usual A = softmax(Q K' / sqrt(width of a head)). With n real keys in the clip,
+    it keeps the ``max(1, floor(keep_rate n))`` of them that get most attention from all real
+    queries together, and sets the columns of A of the others to 0, without making up for it. Frames
+    that are not real are never kept, and as queries they never count.
+
+    Parameters
+    ----------
+    width : int
+        Channels of the queries and of the output, divisible by ``heads`` and by 2.
+    heads : int
+        Attention heads.
+    keep_rate : float
+        Share of the keys kept, in (0, 1]; 1 is ordinary attention.
+    key_width : int, optional
+        Channels of keys and values, ``width`` unless given.
+    dropout : float
+        Share of the weights dropped while training, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        keep_rate: float,
+        key_width: int | None = None,
+        dropout: float = 0.0,
+    ):
+        if width % heads or width % 2:
+            raise ValueError(
+                f"a stream's width must be even and divisible by its {heads} heads, not {width}"
+            )
+        if not 0 < keep_rate <= 1:
+            raise ValueError(f"keep_rate must be in (0, 1], not {keep_rate}")
+        super().__init__()
+        key_width = key_width or width
+        self.heads = heads
+        self.keep_rate = keep_rate
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        # An offset would add the same to all scores of a query, which the softmax takes away.
+        self.key = nn.Linear(key_width, width, bias=False)
+        self.value = nn.Linear(key_width, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, query: Padded, key: Padded, values: Tensor) -> Tensor:
+        """Return (clips, queries, width) of queries, and of keys and values (clips, keys, …)."""
+        query_heads, key_heads, value_heads = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+            for project, x in (
+                (self.query, query.values),
+                (self.key, key.values),
+                (self.value, values),
+            )
+        )
+        scores = query_heads * query_heads.shape[-1] ** -0.5 @ key_heads.mT
+        # Not minus infinity: a softmax over nothing would be NaN, and so would its gradient.
+        lowest = torch.finfo(scores.dtype).min
+        weights = scores.masked_fill(~key.mask[:, None, None], lowest).softmax(dim=-1)
+        kept = kept_keys(weights.detach(), query.mask, key.mask, self.keep_rate)
+        weights = dropout(weights * kept.unsqueeze(-2), self.dropout, self.training)
+        return self.output((weights @ value_heads).transpose(-2, -3).flatten(-2))
+
+
+def kept_keys(weights: Tensor, queries: Tensor, keys: Tensor, keep_rate: float) -> Tensor:
+    """Which keys a head keeps.
+
+    Parameters
+    ----------
+    weights : Tensor
+        (clips, heads, queries, keys), each row adding up to 1.
+    queries, keys : Tensor
+        (clips, queries) and (clips, keys) bool; which of them are real.
+    keep_rate : float
+        Share of the real keys, in (0, 1].
+
+    Returns
+    -------
+    Tensor
+        (clips, heads, keys) bool: the floor(share) of the real keys, at least one if there is one,
+        that real queries attend to most; of equal ones the earlier.
+    """
+    real = keys.unsqueeze(-2)
+    if keep_rate == 1:
+        return real
+    importance = (queries[:, None, None].to(weights.dtype) @ weights).squeeze(-2)
+    share = Fraction(keep_rate).limit_denominator(10**6)  # in floats, 0.29 x 100 is below 29
+    count = (keys.sum(dim=-1) * share.numerator // share.denominator).clamp(min=1)
+    order = importance.masked_fill(~real, -1).argsort(dim=-1, descending=True, stable=True)
+    return (order.argsort(dim=-1) < count[:, None, None]) & real
+
+
+def _nothing(like: Padded, channels: int) -> Padded:
+    """A modality that no clip has."""
+    values = like.values.new_zeros(len(like), 1, channels)
+    return Padded(values, like.mask.new_zeros(len(like), 1))
