@@ -794,7 +794,8 @@ def _curve(
     axes = figure.add_axes((0.15, 0.17, 0.83, 0.79))
     spaced = results.axis == "fraction" or results.levels[0] <= 0
     x = np.array(results.levels) if spaced else np.log2(results.levels)
-    step = (x[-1] - x[0]) / 400 if len(x) > 1 else 0.01
+    alone = len(x) == 1  # one level has no lines to draw: points stand side by side
+    step = 0.05 if alone else (x[-1] - x[0]) / 400
     said = []
     for index, m in enumerate(results.methods):
         entries = [results.table.get((setup, role, scope.name, m, v)) for v in results.levels]
@@ -805,19 +806,19 @@ def _curve(
             for part in ("mean", "low", "high")
         )
         style = _style(results, m)
-        if m in results.challengers:
+        beside = x + (index - (len(results.methods) - 1) / 2) * step * 2
+        if m in results.challengers and not alone:
             axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
         else:
-            axes.vlines(
-                x + (index - len(results.methods) / 2) * step * 2, low, high, style["color"],
-                linewidth=0.8, alpha=0.75,
-            )  # fmt: skip
-        axes.plot(x, means, label=_label(m), **style)
+            axes.vlines(beside, low, high, style["color"], linewidth=0.8, alpha=0.75)
+        axes.plot(beside if alone else x, means, label=_label(m), **style)
         said.append(f"{_label(m)} {', '.join('NaN' if np.isnan(v) else f'{v:.1f}' for v in means)}")
     labels = [_tick(results, value) for value in results.levels]
     if len(labels) > 6:
         labels = [text if number % 2 else "" for number, text in enumerate(labels)]
     axes.set_xticks(x, labels)
+    if alone:
+        axes.set_xlim(x[0] - 1, x[0] + 1)
     axes.set(ylim=limits, ylabel="UAR (%)", xlabel=AXIS_TITLES[results.axis])
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e9ed", linewidth=0.7)
