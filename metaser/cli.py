@@ -1,14 +1,14 @@
 """The `metaser` command. Heavy imports stand inside the commands: help and listings are quick."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from metaser import __version__
+from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
 
 app = typer.Typer(
     name="metaser",
@@ -19,36 +19,6 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="List the tasks (one corpus of one language each), or check one.")
 app.add_typer(tasks_app, name="tasks")
-
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", envvar="METASER_DATA", metavar="DIR", help="Data root: the corpora lie below it."
-    ),
-]
-Folders = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--tasks", metavar="DIR", help="A folder of task folders of your own; may be repeated."
-    ),
-]
-Jobs = Annotated[int, typer.Option(min=1, help="Processes.")]
-Cache = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="METASER_CACHE", metavar="DIR", help="Feature cache; the user's cache by default."
-    ),
-]
-
-
-@contextmanager
-def plain_errors(code: int = 2, hint: str = "") -> Iterator[None]:
-    """Turn an error of the user's into one message on stderr and an exit code."""
-    try:
-        yield
-    except (ValueError, ArithmeticError, ImportError, OSError) as error:
-        typer.echo(f"metaser: {error} {hint}".rstrip(), err=True)
-        raise typer.Exit(code) from error
 
 
 def _print_version(wanted: bool) -> None:

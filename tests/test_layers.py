@@ -46,7 +46,9 @@ LAYERS = {
     "training": 4,
     "benchmark": 5,
     "report": 5,
-    "cli": 6,
+    "commands.options": 5,
+    "commands": 6,
+    "cli": 7,
 }
 """A module imports only from smaller layers; a package's modules stand where the package stands."""
 

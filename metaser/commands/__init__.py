@@ -1,0 +1,1 @@
+"""The commands of `metaser`, one file a subject; `metaser.cli` names them."""
