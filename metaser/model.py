@@ -6,12 +6,16 @@ A learnable front end may come before the backbone.
 import copy
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from metaser.batch import Padded
 
 BATCH_NORMS = ("refuse", "task", "group")
+
+HEARD = 16
+"""Clips that a front end hears at once where no gradient is wanted."""
 
 
 class Model(nn.Module):
@@ -58,8 +62,18 @@ class Model(nn.Module):
     def embed(self, modalities: dict[str, Padded]) -> Tensor:
         """Return embeddings (clips, ``backbone.dim``)."""
         if self.frontend is not None:
-            modalities = {**modalities, "audio": self.frontend(modalities["audio"])}
+            modalities = {**modalities, "audio": self.hear(modalities["audio"])}
         return self.backbone(**modalities)
+
+    def hear(self, audio: Padded) -> Padded:
+        """What the front end makes of clips, some at a time where memory need not hold them all."""
+        if torch.is_grad_enabled():
+            return self.frontend(audio)
+        starts = range(0, len(audio), HEARD)
+        parts = [self.frontend(audio[start : start + HEARD]) for start in starts]
+        return Padded(
+            torch.cat([part.values for part in parts]), torch.cat([part.mask for part in parts])
+        )
 
     @property
     def body(self) -> "Model":

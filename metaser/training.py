@@ -297,7 +297,12 @@ def _stop_if_diverged(training: Training, chosen, losses: Tensor, norm: Tensor, 
                 f"{step}: {remedy}"
             )
     if not norm.isfinite():
-        raise FloatingPointError(f"the gradient of step {step} has norm {norm.item()}: {remedy}")
+        first = step * training.meta_batch
+        drawn = [f"{first + i} of {s.sampler.task.name}" for i, (s, _) in enumerate(chosen)]
+        raise FloatingPointError(
+            f"the gradient of step {step} has norm {norm.item()}, while the loss of each of its "
+            f"episodes ({', '.join(drawn)}) is finite: {remedy}"
+        )
 
 
 def _choose(

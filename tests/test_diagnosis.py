@@ -84,6 +84,35 @@ def test_a_layer_without_second_derivative_is_named_with_the_remedy():
         _diagnose(Cube())
 
 
+class CubicFrontend(nn.Module):
+    """A learnable front end, whose layer stands below it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.cube = Cube()
+
+    def forward(self, audio: Padded) -> Padded:
+        return Padded(self.cube(self.first(audio.values)), audio.mask)
+
+
+class OwnCubicFrontend(CubicFrontend):
+    """The same in one module."""
+
+    def forward(self, audio: Padded) -> Padded:
+        return Padded(Once.apply(self.first(audio.values)), audio.mask)
+
+
+@pytest.mark.parametrize(
+    "frontend, named",
+    [(CubicFrontend, r"frontend\.cube \(Cube\)"), (OwnCubicFrontend, r"frontend \(OwnCubic")],
+)
+def test_a_front_end_without_second_derivative_is_named(frontend, named):
+    method = MAML(Model(Backbone(nn.Identity()), 4, frontend=frontend()), second_order=True)
+    with pytest.raises(ValueError, match=f"no second derivative in {named}"):
+        diagnose(method, EpisodeBatch(_batch(), _batch()))
+
+
 def test_a_backbone_that_does_not_use_its_parameters_is_refused():
     with pytest.raises(ValueError, match="Backbone does not depend on its parameters.*first"):
         _diagnose(Detached())

@@ -13,7 +13,7 @@ from metaser.frontends import Waveform
 from metaser.methods import METHODS
 from metaser.methods.inner_loop import heard
 from metaser.methods.maml import MAML
-from metaser.model import Model
+from metaser.model import HEARD, Model
 
 CHANNELS = 6
 
@@ -153,3 +153,16 @@ def test_adapting_changes_neither_the_method_nor_a_front_end_left_alone(name):
 def test_learn2learn_refuses_a_front_end_that_does_not_adapt():
     with pytest.raises(ValueError, match="front end"):
         MAML(_model(False), back_end="learn2learn")
+
+
+def test_many_clips_are_heard_some_at_a_time_where_no_gradient_is_wanted():
+    model, batch = _model(adapts=True), _batch(0)
+    audio = Padded(*(torch.cat([x] * 4) for x in vars(batch.modalities["audio"]).values()))
+    heard_at_once, sizes = model.frontend(audio), []
+    model.frontend.register_forward_pre_hook(lambda _, clips: sizes.append(len(clips[0])))
+    with torch.no_grad():
+        found = model.hear(audio)
+    torch.testing.assert_close(found.values, heard_at_once.values, rtol=0, atol=1e-14)
+    assert torch.equal(found.mask, audio.mask) and sum(sizes) == len(audio) and max(sizes) <= HEARD
+    model.hear(audio)
+    assert sizes[-1] == len(audio)

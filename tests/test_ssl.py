@@ -555,6 +555,13 @@ def _protocol(model: str) -> Protocol:
     return Protocol(name="trial", setups={"ssl": setup}, **facts)
 
 
+def test_half_precision_without_a_gpu_is_refused(saved):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    with pytest.raises(ValueError, match="half = true needs a GPU"):
+        SSL(str(saved("wavlm")), half=True)
+
+
 def test_rows_and_checkpoints_are_bound_to_the_weights_and_not_to_where_they_lie(saved, tmp_path):
     def digests(folder) -> tuple[str, str]:
         protocol = benchmark.settle(_protocol(str(folder)))

@@ -48,10 +48,9 @@ ADAPTED = {
 class SSL:
     """Frames of a self-supervised speech encoder, whose weights stay as they are.
 
-    Computed in float32 on a CPU, and by itself in half precision on a GPU if there is one. Clips
-    are encoded together only where that gives the numbers that each gives alone: encoders that
-    heed the padding, such as wav2vec 2.0 base with its normalisation over time, get clips of equal
-    length.
+    Computed on a GPU if there is one. Clips are encoded together only where that gives the numbers
+    that each gives alone: encoders that heed the padding, such as wav2vec 2.0 base with its
+    normalisation over time, get clips of equal length.
 
     Parameters
     ----------
@@ -68,6 +67,8 @@ class SSL:
     revision : str
         Version of the model. On the hub a commit, tag or branch, by default the newest; of a folder
         the digest of its files. Becomes the commit or digest found.
+    half : bool
+        Encode in half precision, which a GPU does faster and no CPU does.
 
     Attributes
     ----------
@@ -103,6 +104,7 @@ class SSL:
     pooling: str = "none"
     seconds: float = 10.0
     revision: str = ""
+    half: bool = False
     name: str = field(init=False)
     rate: int = field(init=False)
     layers: int = field(init=False, repr=False)
@@ -111,6 +113,8 @@ class SSL:
     def __post_init__(self):
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {POOLINGS}, not {self.pooling!r}")
+        if self.half and not torch.cuda.is_available():
+            raise ValueError("half = true needs a GPU, and there is none here: leave it out")
         folder = Path(self.model)
         revision = _revision(self.model, self.revision)
         config, extractor = _describe(self.model, revision)
@@ -151,7 +155,8 @@ class SSL:
         room = BATCH_SECONDS[network.device.type] * self.rate
         frames = {}
         for rows in _batches([len(clip) for clip in clips], room, heeds_padding, least):
-            states = _encode(network, extractor, [clips[row] for row in rows], self.layer)
+            chosen = [clips[row] for row in rows]
+            states = _encode(network, extractor, chosen, self.layer, self.half)
             frames |= {row: _pool(own, self.pooling) for row, own in zip(rows, states)}
         return [frames[row] for row in range(len(clips))]
 
@@ -437,7 +442,11 @@ def _heeds_padding(network: nn.Module, extractor) -> bool:
 
 
 def _encode(
-    network: nn.Module, extractor, clips: list[np.ndarray], layer: int | str
+    network: nn.Module,
+    extractor,
+    clips: list[np.ndarray],
+    layer: int | str,
+    half: bool = False,
 ) -> list[np.ndarray]:
     """Layers of clips that are encoded together, each (layers, frames, channels) float32."""
     whole = hasattr(extractor, "chunk_length")  # Whisper takes nothing shorter
@@ -450,7 +459,7 @@ def _encode(
     ).to(network.device)
     mask = inputs["attention_mask"]
     kind = network.device.type
-    with torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=kind == "cuda"):
+    with torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=half):
         output = network(
             inputs[network.main_input_name],
             attention_mask=None if mask.all() else mask,

@@ -6,7 +6,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from metaser.batch import Batch, EpisodeBatch
+from metaser.batch import Batch, EpisodeBatch, Padded
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,7 @@ def _twice(module: nn.Module, args: tuple, kwargs: dict) -> bool:
         for a in args
     ]
     with torch.enable_grad():
-        made = module(*args, **kwargs)
-        outputs = [made] if isinstance(made, Tensor) else [o for o in made if isinstance(o, Tensor)]
+        outputs = _tensors(module(*args, **kwargs))
         values = [a for a in args if isinstance(a, Tensor) and a.requires_grad]
         values += [value for value in module.parameters() if value.requires_grad]
         total = sum(output.square().sum() for output in outputs if output.requires_grad)
@@ -124,3 +123,14 @@ def _twice(module: nn.Module, args: tuple, kwargs: dict) -> bool:
         except RuntimeError:
             return False
     return True
+
+
+def _tensors(made) -> list[Tensor]:
+    """What a module gives, as tensors: a front end gives ``Padded``, a recurrent layer a tuple."""
+    if isinstance(made, Padded):
+        return [made.values]
+    return [
+        value
+        for value in ([made] if isinstance(made, Tensor) else made)
+        if isinstance(value, Tensor)
+    ]

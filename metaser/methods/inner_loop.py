@@ -128,10 +128,10 @@ def heard(model: nn.Module, batch: Batch) -> Batch:
         return batch
     audio = batch.modalities["audio"]
     if is_stack(batch):
-        flat = model.frontend(audio.map(lambda x: x.flatten(0, 1)))
+        flat = model.hear(audio.map(lambda x: x.flatten(0, 1)))
         audio = flat.map(lambda x: x.unflatten(0, batch.targets.shape))
     else:
-        audio = model.frontend(audio)
+        audio = model.hear(audio)
     return replace(batch, modalities={**batch.modalities, "audio": audio})
 
 
