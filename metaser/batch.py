@@ -27,11 +27,11 @@ class Padded:
         return len(self.values)
 
     def mean(self) -> Tensor:
-        """Mean over the real frames, (clips, channels)."""
+        """Mean over the real frames, (clips, channels); 0 for a clip without any."""
         if self.values.shape[-2] == 1:
-            return self.values.squeeze(-2)
+            return self.values.squeeze(-2).masked_fill(~self.mask, 0)
         mask = self.mask.unsqueeze(-1)
-        return (self.values * mask).sum(dim=-2) / mask.sum(dim=-2)
+        return (self.values * mask).sum(dim=-2) / mask.sum(dim=-2).clamp(min=1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Padded":
         """Apply a change of leading dimensions to values and mask."""
@@ -103,6 +103,28 @@ class EpisodeBatch:
             dict(zip(self.support.modalities, joined)),
             torch.cat([self.support.targets, self.query.targets], dim=-1),
             self.support.classes,
+        )
+
+
+def check_modalities(modalities: dict[str, Padded]) -> None:
+    """Refuse modalities that cannot be of the same clips; values are not looked at.
+
+    Raises
+    ------
+    ValueError
+        If they differ in their number of clips, or one has no frames.
+    """
+    for name, padded in modalities.items():
+        if padded.mask.shape[-1] == 0:
+            raise ValueError(
+                f"modality {name!r} has sequences of at least 1 frame, but 0 came: what a clip "
+                "lacks is a row whose mask is all False, and what all clips lack is left out"
+            )
+    clips = {name: int(padded.mask.shape[-2]) for name, padded in modalities.items()}
+    if len(set(clips.values())) > 1:
+        raise ValueError(
+            f"all modalities must have one row a clip, but they have {clips} rows: what a clip "
+            "lacks is a row whose mask is all False"
         )
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from metaser import __version__, metrics
 from metaser.audio import content_hash
-from metaser.backbones import BACKBONES
+from metaser.backbones import make_backbone
 from metaser.cluster import workplace
 from metaser.distributed import from_first, is_shared, process_group, rank
 from metaser.episodes import (
@@ -699,21 +699,13 @@ def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: J
     kind, arguments = method_type(label, setup)
     if "model" not in inspect.signature(kind).parameters:
         return kind(**arguments)
-    backbone = dict(setup.backbone)
-    name = backbone.pop("name", None)
-    if name not in BACKBONES:
-        raise ValueError(f"backbone must be one of {sorted(BACKBONES)}, not {name!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         # Others are done with their work, and to build them here would need their packages.
         frontend = make_frontend(setup.frontend) if is_learnable(setup.frontend) else None
         stored = materials[job.targets[0]].plain.values.shape[2]
-        try:
-            encoder = BACKBONES[name](frontend.channels if frontend else stored, **backbone)
-        except TypeError as error:
-            raise ValueError(f"backbone {name!r}: {error}") from error
         model = Model(
-            encoder,
+            make_backbone(setup.backbone, frontend.channels if frontend else stored),
             len(protocol.classes),
             setup.head_hidden,
             setup.batch_norm,

@@ -83,8 +83,19 @@ class Features:
             Class index of each.
         classes : ndarray of bool
             (classes,) which classes the task has.
+
+        Raises
+        ------
+        ValueError
+            If a clip has no frames.
         """
         lengths = self.lengths[rows]
+        if (lengths == 0).any():
+            raise ValueError(
+                f"every clip must have at least 1 frame, but those in rows "
+                f"{sorted(set(rows[lengths == 0].tolist()))} of the task's table have 0: give the "
+                "front end longer clips, or leave them out of the task"
+            )
         mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
         values = self.values[rows][:, : mask.shape[1]]
         padded = Padded(torch.from_numpy(values), torch.from_numpy(mask))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from metaser.batch import Padded
+from metaser.batch import Padded, check_modalities
 
 BATCH_NORMS = ("refuse", "task", "group")
 
@@ -60,7 +60,14 @@ class Model(nn.Module):
         return self.head(self.embed(modalities))
 
     def embed(self, modalities: dict[str, Padded]) -> Tensor:
-        """Return embeddings (clips, ``backbone.dim``)."""
+        """Return embeddings (clips, ``backbone.dim``).
+
+        Raises
+        ------
+        ValueError
+            If the modalities differ in their number of clips, or one has no frames.
+        """
+        check_modalities(modalities)
         if self.frontend is not None:
             modalities = {**modalities, "audio": self.hear(modalities["audio"])}
         return self.backbone(**modalities)

@@ -2,19 +2,22 @@ import inspect
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from metaser.backbones import BACKBONES
+from metaser.backbones import BACKBONES, make_backbone
 from metaser.backbones.layers import statistics_pooling
 from metaser.batch import Padded
+from metaser.export import to_onnx
 from metaser.model import Model
 
 CHANNELS = 3
 MODALITIES = {"audio", "text", "video"}
 _STREAM = {"width": 4, "heads": 2, "dense": (3,), "dropout": 0.0, "dense_dropout": 0.0}
 _KERNELS = {"widths": (3, 4), "kernels": ((7, 5), (5, 5)), "stride": 2}
+_ENCODER = {"width": 4, "heads": 2, "feedforward": 3, "layers": 1, "dropout": 0.0}
 _SEGMENTS = {
     "inner": {"kernels": (1, 3), "filters": 2},
     "hidden": 2,
@@ -34,11 +37,38 @@ TINY = {
     "gru_attention": {"hidden": 2, "pool": 2},
     "modality_hopping": {"hidden": 2, "streams": (2, 1), "pool": 2},
     "modality_hopping_paper": {"hidden": 2, "hops": 2},
+    "multimodal_transformer": {**_ENCODER, "pool": 2},
+    "multimodal_transformer_paper": {**_ENCODER, "context": 2},
+    "multiscale_cnn_paper": {"kernels": (1, 5), "filters": 2},
+    "resnet18": {"widths": (2, 3)},
+    "resnet18_paper": {"widths": (3, 2), "blocks": 1},
     "segment_sequence": _SEGMENTS,
     "segment_sequence_paper": _SEGMENTS,
 }
 """A tiny configuration of every backbone, for checks by finite differences."""
-HUGE = {"replknet_31b"}
+_STREAMS = {"width": 16, "heads": 2, "pool": 2, "dropout": 0.0}
+_SPARSE = {**_STREAMS, "vanilla_layers": 1, "cross_blocks": 0, "sparse_layers": 1}
+_MAPS = {"widths": (8, 16), "kernels": ((7, 5), (5, 5)), "stride": 2, "drop_path": 0.0}
+_PARTS = {"inner": {"kernels": (3,), "filters": 8}, "hidden": 16, "pause": 3, "shortest": 2}
+SMALL = {
+    "recurrent": {"hidden": 32, "layers": 1},
+    "gru_attention": {"hidden": 16},
+    "key_sparse_transformer": {**_SPARSE, "dense": (32,)},
+    "key_sparse_transformer_paper": {**_SPARSE, "dense": (32,), "dense_dropout": 0.0},
+    "modality_hopping": {"hidden": 16},
+    "modality_hopping_paper": {"hidden": 16, "hops": 2, "pool": 4},
+    "multimodal_transformer": {**_STREAMS, "feedforward": 32},
+    "multimodal_transformer_paper": {**_STREAMS, "layers": 1, "feedforward": 32, "context": 8},
+    "multiscale_cnn_paper": {"filters": 8},
+    "replknet": _MAPS,
+    "replknet_31b": {**_MAPS, "blocks": (1, 1)},
+    "resnet18": {"widths": (8, 16)},
+    "resnet18_paper": {"widths": (8, 16), "blocks": 1},
+    "segment_sequence": _PARTS,
+    "segment_sequence_paper": {**_PARTS, "pool": 4},
+}
+"""Configurations that are small but can learn; without one, the entry's own is."""
+HUGE = {name for name in BACKBONES if name.endswith(("_paper", "_31b"))}
 """Too large to run in tests but in that configuration."""
 
 
@@ -174,9 +204,78 @@ def test_adapted_parameters_change_the_output_and_not_the_backbone(name):
 def test_saved_and_loaded_is_the_same(name, tmp_path):
     one = _make(name)
     torch.save(one.state_dict(), tmp_path / "state.pt")
-    other = BACKBONES[name](CHANNELS, **TINY[name]).double().eval()
-    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(one(audio=_clips([4, 2])), other(audio=_clips([4, 2])))
+    save_file(one.state_dict(), tmp_path / "state.safetensors")
+    expected = one(audio=_clips([4, 2]))
+    for state in (
+        torch.load(tmp_path / "state.pt", weights_only=True),
+        load_file(tmp_path / "state.safetensors"),
+    ):
+        other = BACKBONES[name](CHANNELS, **TINY[name]).double().eval()
+        assert not torch.equal(expected, other(audio=_clips([4, 2])))
+        other.load_state_dict(state)
+        assert torch.equal(expected, other(audio=_clips([4, 2])))
+
+
+@each
+def test_a_clip_without_frames_is_finite_and_changes_nothing(name):
+    backbone, clips = _make(name), _clips([4, 1, 7])
+    expected = backbone(audio=clips)
+    found = []
+    for noise in (0, 9):
+        values = (clips.values + noise * torch.eye(3).double()[1].view(3, 1, 1)).requires_grad_()
+        mask = clips.mask & torch.tensor([[True], [False], [True]])
+        output = backbone(audio=Padded(values, mask))
+        slopes = torch.autograd.grad(output.square().sum(), [values, *backbone.parameters()])
+        assert output.isfinite().all() and all(slope.isfinite().all() for slope in slopes)
+        assert not slopes[0][1].any() and slopes[0][0].any()
+        found.append(output)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0)
+    torch.testing.assert_close(found[0][::2], expected[::2], rtol=1e-12, atol=1e-12)
+
+
+@each
+def test_frames_fewer_than_a_kernel_or_a_pool_are_enough(name):
+    output = _usual(name).eval()(audio=_clips([1, 1], kind=torch.float32))
+    assert output.isfinite().all() and (output[0] != output[1]).any()
+
+
+@each
+def test_a_pattern_in_noise_is_learnt(name):
+    """Of each class two bands sound, for a while, somewhere in the clip."""
+    generator = torch.Generator().manual_seed(0)
+
+    def clips(count):
+        targets = torch.arange(count) % 4
+        lengths = torch.randint(16, 25, (count,), generator=generator)
+        begins = torch.randint(0, 5, (count,), generator=generator)
+        place = torch.arange(24)
+        mask = place < lengths[:, None]
+        sounds = (place >= begins[:, None]) & (place < begins[:, None] + 10)
+        bands = torch.arange(8) // 2 == targets[:, None]
+        values = torch.randn(count, 24, 8, generator=generator)
+        values += 3 * sounds[..., None] * bands[:, None]
+        return {"audio": Padded(values * mask[..., None], mask)}, targets
+
+    torch.manual_seed(0)
+    model = Model(BACKBONES[name](8, **SMALL.get(name, {})), 4)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    heard, targets = clips(40)
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(heard), targets)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    fresh, expected = clips(80)
+    with torch.no_grad():
+        found = model.eval()(fresh).argmax(dim=1)
+    assert (found == expected).float().mean() > 0.9
+
+
+@each
+def test_as_an_onnx_file_it_scores_the_same(name, tmp_path):
+    """None is left out: every backbone can be exported, for any number of clips and frames."""
+    model = Model(_make(name, torch.float32), classes=4)
+    assert to_onnx(model, tmp_path / "model.onnx") < 1e-4
 
 
 @each
@@ -231,3 +330,44 @@ def test_pooling_sees_real_frames_only():
 def test_the_head_scores_every_class(hidden):
     model = Model(_make("mlp"), classes=4, hidden=hidden).double()
     assert model({"audio": _clips([4, 2])}).shape == (2, 4)
+
+
+def test_a_backbone_is_made_from_a_table():
+    one = make_backbone({"name": "multiscale_cnn", "kernels": [3], "filters": 2}, CHANNELS)
+    assert one.dim == 6 and len(one.branches) == 1
+    inner = {"name": "gru_attention", "hidden": 2}
+    both = make_backbone({"name": "segment_sequence", "inner": inner, "hidden": 5}, CHANNELS)
+    assert type(both.emotion) is BACKBONES["gru_attention"] and both.emotion.dim == 4
+    assert both.dim == 10
+    plain = make_backbone({"name": "segment_sequence", "inner": {"filters": 3}}, CHANNELS)
+    assert plain.emotion.dim == 3 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"name": "multiscalecnn"}, "not 'multiscalecnn'. Did you mean 'multiscale_cnn'"),
+        ({"hidden": 3}, "must be one of .*not None"),
+        ({"name": "mlp", "hiden": (3,)}, "'mlp' has no argument 'hiden'. Did you mean 'hidden'"),
+        ({"name": "mlp", "hidden": 3}, "backbone 'mlp': .*int"),
+        (
+            {"name": "segment_sequence", "inner": {"name": "recurent"}},
+            "not 'recurent'. Did you mean 'recurrent'",
+        ),
+    ],
+)
+def test_a_table_that_names_no_backbone_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_backbone(arguments, CHANNELS)
+
+
+def test_modalities_of_different_clips_or_without_frames_are_refused():
+    channels = {"audio": CHANNELS, "text": CHANNELS}
+    model = Model(BACKBONES["multiscale_cnn"](channels, filters=2), classes=4).double()
+    audio, text = _clips([4, 2]), _clips([3, 1, 2])
+    with pytest.raises(ValueError, match="one row a clip, but they have {'audio': 2, 'text': 3}"):
+        model({"audio": audio, "text": text})
+    empty = Padded(text.values[:2, :0], text.mask[:2, :0])
+    with pytest.raises(ValueError, match="'text' has sequences of at least 1 frame, but 0 came"):
+        model({"audio": audio, "text": empty})
+    assert model({"audio": audio, "text": text[:2]}).shape == (2, 4)

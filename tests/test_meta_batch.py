@@ -23,6 +23,7 @@ STACKABLE = [
 ]
 _STREAM = {"width": 4, "heads": 2, "pool": 2, "dropout": 0.0, "dense_dropout": 0.0}
 _KERNELS = {"widths": (3,), "kernels": ((5, 3),), "small": 3, "stride": 2}
+_ENCODER = {"width": 4, "heads": 2, "feedforward": 3, "layers": 1, "dropout": 0.0}
 _SEGMENTS = {
     "inner": {"kernels": (1, 3), "filters": 2},
     "hidden": 2,
@@ -36,6 +37,11 @@ SMALL = {
     "gru_attention": {"hidden": 2, "pool": 2},
     "modality_hopping": {"hidden": 2, "streams": (2, 1), "pool": 2},
     "modality_hopping_paper": {"hidden": 2, "hops": 2},
+    "multimodal_transformer": {**_ENCODER, "pool": 2},
+    "multimodal_transformer_paper": {**_ENCODER, "context": 2},
+    "multiscale_cnn_paper": {"kernels": (3,), "filters": 2},
+    "resnet18": {"widths": (2, 3)},
+    "resnet18_paper": {"widths": (3,), "blocks": 1},
     "segment_sequence": _SEGMENTS,
     "segment_sequence_paper": _SEGMENTS,
     "key_sparse_transformer": _STREAM,

@@ -1,15 +1,22 @@
 """Backbones: padded frames become an embedding. ``BACKBONES`` maps names to constructors."""
 
+import inspect
 from functools import partial
+from typing import Any
+
+from torch import nn
 
 from metaser.backbones.gated_recurrent import GatedRecurrent
 from metaser.backbones.key_sparse_transformer import KeySparseTransformer
 from metaser.backbones.mlp import MLP
 from metaser.backbones.modality_hopping import ModalityHopping
+from metaser.backbones.multimodal_transformer import MultimodalTransformer
 from metaser.backbones.multiscale_cnn import MultiscaleCNN
 from metaser.backbones.recurrent import Recurrent
 from metaser.backbones.replknet import RepLKNet
+from metaser.backbones.resnet18 import ResNet18
 from metaser.backbones.segment_sequence import SegmentSequence
+from metaser.labels import nearest
 
 BACKBONES = {
     "gru_attention": GatedRecurrent,
@@ -31,7 +38,19 @@ BACKBONES = {
     "modality_hopping_paper": partial(
         ModalityHopping, hidden={"audio": 200, "text": 200, "video": 128}, hops=7, pool=1
     ),
+    "multimodal_transformer": MultimodalTransformer,
+    "multimodal_transformer_paper": partial(
+        MultimodalTransformer,
+        width=120,
+        layers=3,
+        heads=12,
+        feedforward=3072,
+        context=100,
+        dropout=0.2,
+        pool=1,
+    ),
     "multiscale_cnn": MultiscaleCNN,
+    "multiscale_cnn_paper": partial(MultiscaleCNN, filters=128),
     "recurrent": Recurrent,
     "replknet": RepLKNet,
     "replknet_31b": partial(
@@ -42,6 +61,8 @@ BACKBONES = {
         stride=2,
         drop_path=0.5,
     ),
+    "resnet18": ResNet18,
+    "resnet18_paper": partial(ResNet18, widths=(64, 128, 256, 512), blocks=2),
     "segment_sequence": partial(
         SegmentSequence, backbone=partial(MultiscaleCNN, kernels=(3, 5), filters=16)
     ),
@@ -49,3 +70,48 @@ BACKBONES = {
         SegmentSequence, backbone=partial(MultiscaleCNN, filters=128), hidden=512, pool=1
     ),
 }
+
+
+def make_backbone(arguments: dict[str, Any], channels: int | dict[str, int]) -> nn.Module:
+    """Build a backbone from its name and arguments, e.g. ``{"name": "recurrent", "hidden": 64}``.
+
+    A backbone inside another is written likewise:
+    ``{"name": "segment_sequence", "inner": {"name": "gru_attention", "hidden": 20}}``.
+
+    Parameters
+    ----------
+    arguments : dict
+        "name", an entry of ``BACKBONES``, and arguments of its constructor.
+    channels : int or dict of str to int
+        Channels of the front end, or of each modality.
+
+    Raises
+    ------
+    ValueError
+        If there is no such backbone, or it has no such argument (the nearest known one is named),
+        or an argument does not fit.
+    """
+    try:
+        return _constructor(arguments)(channels)
+    except TypeError as error:
+        raise ValueError(f"backbone {arguments['name']!r}: {error}") from error
+
+
+def _constructor(arguments: dict[str, Any]) -> partial:
+    arguments = dict(arguments)
+    name = arguments.pop("name", None)
+    if name not in BACKBONES:
+        raise ValueError(
+            f"backbone must be one of {sorted(BACKBONES)}, not {name!r}."
+            f"{nearest(str(name), BACKBONES)}"
+        )
+    known = set(inspect.signature(BACKBONES[name]).parameters) - {"channels"}
+    for key in arguments:
+        if key not in known:
+            raise ValueError(
+                f"backbone {name!r} has no argument {key!r}.{nearest(key, known)} "
+                f"It has {sorted(known)}"
+            )
+    if "name" in arguments.get("inner", {}):
+        arguments["backbone"] = _constructor(arguments.pop("inner"))
+    return partial(BACKBONES[name], **arguments)

@@ -37,6 +37,7 @@ class GatedRecurrent(nn.Module):
     def __init__(self, channels: int, hidden: int = 50, layers: int = 1, pool: int = 4):
         check_at_least(1, pool=pool)
         super().__init__()
+        self.channels = {"audio": channels}
         self.pool = pool
         self.gru = nn.GRU(channels, hidden, layers, batch_first=True, bidirectional=True)
         self.dim = 2 * hidden

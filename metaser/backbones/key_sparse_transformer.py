@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from metaser.backbones.layers import check_at_least, masked_mean, shortened, with_positions
+from metaser.backbones.layers import (
+    audio_and_text,
+    check_at_least,
+    masked_mean,
+    shortened,
+    text_beside,
+    with_positions,
+)
 from metaser.batch import Padded
-
-MODALITIES = ("audio", "text")
 
 
 class KeySparseTransformer(nn.Module):
@@ -81,9 +86,7 @@ class KeySparseTransformer(nn.Module):
         dropout: float = 0.0,
         dense_dropout: float = 0.0,
     ):
-        channels = {"audio": channels} if isinstance(channels, int) else channels
-        if "audio" not in channels or not set(channels) <= set(MODALITIES):
-            raise ValueError(f"channels must name audio, and may name text, not {list(channels)}")
+        channels = audio_and_text(channels)
         widths = dict.fromkeys(channels, width) if isinstance(width, int) else width
         if not set(channels) <= set(widths):
             raise ValueError(f"width must name all of {list(channels)}, not only {list(widths)}")
@@ -98,7 +101,7 @@ class KeySparseTransformer(nn.Module):
         self.channels = channels
         self.pool = pool
         layer = partial(Layer, heads=heads, expansion=expansion, dropout=dropout)
-        names = [name for name in MODALITIES if name in channels]
+        names = list(channels)
         self.streams = nn.ModuleDict()
         for name in names:
             other = next((widths[other] for other in names if other != name), None)
@@ -125,14 +128,8 @@ class KeySparseTransformer(nn.Module):
         ValueError
             If there is text, but ``channels`` has none.
         """
-        given = {"audio": shortened(audio, self.pool)}
-        if "text" in self.channels:
-            given["text"] = _nothing(audio, self.channels["text"]) if text is None else text
-        elif text is not None:
-            raise ValueError(
-                "this backbone was made for audio alone, but text came: give it the channels of "
-                "both, {'audio': …, 'text': …}, or leave the text out"
-            )
+        text = text_beside(audio, text, self.channels)
+        given = {"audio": shortened(audio, self.pool), "text": text}
         frames = {name: stream.begin(given[name]) for name, stream in self.streams.items()}
         if len(frames) == 2:
             audio, text = frames.values()
@@ -281,7 +278,7 @@ class KeySparseAttention(nn.Module):
                 (self.value, values),
             )
         )
-        scores = query_heads * query_heads.shape[-1] ** -0.5 @ key_heads.mT
+        scores = query_heads * query_heads.shape[-1] ** -0.5 @ key_heads.transpose(-1, -2)
         # Not minus infinity: a softmax over nothing would be NaN, and so would its gradient.
         lowest = torch.finfo(scores.dtype).min
         weights = scores.masked_fill(~key.mask[:, None, None], lowest).softmax(dim=-1)
@@ -314,11 +311,9 @@ def kept_keys(weights: Tensor, queries: Tensor, keys: Tensor, keep_rate: float) 
     importance = (queries[:, None, None].to(weights.dtype) @ weights).squeeze(-2)
     share = Fraction(keep_rate).limit_denominator(10**6)  # in floats, 0.29 x 100 is below 29
     count = (keys.sum(dim=-1) * share.numerator // share.denominator).clamp(min=1)
-    order = importance.masked_fill(~real, -1).argsort(dim=-1, descending=True, stable=True)
-    return (order.argsort(dim=-1) < count[:, None, None]) & real
-
-
-def _nothing(like: Padded, channels: int) -> Padded:
-    """A modality that no clip has."""
-    values = like.values.new_zeros(len(like), 1, channels)
-    return Padded(values, like.mask.new_zeros(len(like), 1))
+    importance = importance.masked_fill(~real, -1)
+    own, other = importance.unsqueeze(-1), importance.unsqueeze(-2)
+    place = torch.arange(importance.shape[-1], device=importance.device)
+    # Counted rather than sorted: ONNX has no stable order.
+    rank = ((other > own) | ((other == own) & (place < place.unsqueeze(-1)))).sum(dim=-1)
+    return (rank < count[:, None, None]) & real

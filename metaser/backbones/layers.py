@@ -19,15 +19,16 @@ def statistics_pooling(values: Tensor, mask: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (clips, 3 x channels).
+        (clips, 3 x channels); 0 for a clip without real frames.
     """
+    there = mask.any(dim=-1, keepdim=True)
     mask = mask.unsqueeze(1)
-    count = mask.sum(dim=-1)
+    count = mask.sum(dim=-1).clamp(min=1)
     top = values.masked_fill(~mask, float("-inf")).amax(dim=-1)
     mean = (values * mask).sum(dim=-1) / count
     variance = ((values - mean.unsqueeze(-1)).square() * mask).sum(dim=-1) / count
     # The square root has no finite slope at 0, where a channel that is silent in a clip sits.
-    return torch.cat([top, mean, (variance + 1e-5).sqrt()], dim=-1)
+    return torch.cat([top, mean, (variance + 1e-5).sqrt()], dim=-1).masked_fill(~there, 0)
 
 
 def check_at_least(least: int, **values: int) -> None:
@@ -37,14 +38,50 @@ def check_at_least(least: int, **values: int) -> None:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
+def audio_and_text(channels: int | dict[str, int]) -> dict[str, int]:
+    """Channels by modality, audio first, for a backbone of audio that may read text, too.
+
+    Raises
+    ------
+    ValueError
+        If audio is not among them, or something else is.
+    """
+    channels = {"audio": channels} if isinstance(channels, int) else channels
+    if "audio" not in channels or not set(channels) <= {"audio", "text"}:
+        raise ValueError(f"channels must name audio, and may name text, not {list(channels)}")
+    return {name: channels[name] for name in ("audio", "text") if name in channels}
+
+
+def text_beside(audio: Padded, text: Padded | None, channels: dict[str, int]) -> Padded | None:
+    """The text that goes with the audio: nothing real where there is none, None for audio alone.
+
+    Raises
+    ------
+    ValueError
+        If there is text, but ``channels`` has none.
+    """
+    if "text" not in channels:
+        if text is not None:
+            raise ValueError(
+                "this backbone was made for audio alone, but text came: give it the channels of "
+                "both, {'audio': …, 'text': …}, or leave the text out"
+            )
+        return None
+    if text is not None:
+        return text
+    values = audio.values.new_zeros(audio.values.shape[0], 1, channels["text"])
+    return Padded(values, values[..., 0].bool())
+
+
 def shortened(padded: Padded, pool: int) -> Padded:
     """Means of every ``pool`` neighbouring frames; of fewer, where a clip ends."""
     if pool == 1:
         return padded
     frames = padded.mask.shape[-1]
     padded = padded.lengthened(frames + -frames % pool)
-    values = padded.values.unflatten(-2, (-1, pool))
-    mask = padded.mask.unflatten(-1, (-1, pool))
+    clips, channels = padded.values.shape[0], padded.values.shape[-1]
+    values = padded.values.reshape(clips, -1, pool, channels)
+    mask = padded.mask.reshape(clips, -1, pool)
     count = mask.sum(dim=-1)
     total = (values * mask.unsqueeze(-1)).sum(dim=-2)
     return Padded(total / count.clamp(min=1).unsqueeze(-1), count > 0)
@@ -53,7 +90,7 @@ def shortened(padded: Padded, pool: int) -> Padded:
 def last_state(states: Tensor, mask: Tensor) -> Tensor:
     """State (clips, dim) at the last real frame of (clips, frames, dim); 0 where there is none."""
     last = (mask.sum(dim=1) - 1).clamp(min=0)
-    states = states[torch.arange(len(states), device=states.device), last]
+    states = states[torch.arange(states.shape[0], device=states.device), last]
     return states * mask.any(dim=1, keepdim=True)
 
 
@@ -93,7 +130,7 @@ def with_positions(values: Tensor) -> Tensor:
     ----------
     Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv:1706.03762, section 3.5.
     """
-    frames, dim = values.shape[-2:]
+    frames, dim = values.shape[-2], values.shape[-1]
     place = torch.arange(frames, device=values.device, dtype=values.dtype)
     power = torch.arange(0, dim, 2, device=values.device, dtype=values.dtype) / dim
     angles = place.unsqueeze(-1) * 10_000**-power

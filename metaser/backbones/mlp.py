@@ -22,6 +22,7 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, hidden: Sequence[int] = (128, 128), dropout: float = 0.0):
         super().__init__()
+        self.channels = {"audio": channels}
         widths = [channels, *hidden]
         layers = [
             nn.Sequential(nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout))

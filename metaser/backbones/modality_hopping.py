@@ -79,6 +79,7 @@ class ModalityHopping(nn.Module):
                 )
             self.widths["audio"] = tuple(streams)
         super().__init__()
+        self.channels = {name: channels[name] for name in self.widths}
         self.pool = pool
         views = [(name, width) for name, widths in self.widths.items() for width in widths]
         sizes = [hidden[name] for name, _ in views]

@@ -38,6 +38,8 @@ def recurrent(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
             "supported are recurrent layers with batch_first=True, bias=True, dropout=0 and "
             f"proj_size=0, not {module}"
         )
+    if torch.onnx.is_in_onnx_export():
+        return _exportable(module, values, mask)
     stock = torch.backends.cudnn.enabled and not torch.compiler.is_compiling()
     if stock and not module.bidirectional:  # the reverse direction would start in the padding
         return module(values)[0]
@@ -55,6 +57,31 @@ def recurrent(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
     return sequence.transpose(0, 1)
 
 
+def _exportable(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
+    """By PyTorch's kernels, which ONNX knows; one direction at a time, as theirs begin in padding.
+
+    The initial state is said, because the exporter would fix its number of clips.
+    """
+    lstm = isinstance(module, nn.LSTM)
+    kernel = torch.lstm if lstm else torch.gru
+    state = values.new_zeros(1, values.shape[0], module.hidden_size)
+    start = (state, state) if lstm else state
+
+    def run(sequence: Tensor, suffix: str) -> Tensor:
+        return kernel(
+            sequence, start, _parameters(module, suffix), True, 1, 0.0, False, False, False
+        )[0]
+
+    sequence = values.transpose(0, 1)
+    for index in range(module.num_layers):
+        states = run(sequence, f"l{index}")
+        if module.bidirectional:
+            back = _turn(run(_turn(sequence, mask), f"l{index}_reverse"), mask)
+            states = torch.cat([states, back], dim=-1)
+        sequence = states
+    return sequence.transpose(0, 1)
+
+
 def _parameters(module: nn.Module, suffix: str) -> list[Tensor]:
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     return [getattr(module, f"{name}_{suffix}") for name in names]
@@ -62,10 +89,10 @@ def _parameters(module: nn.Module, suffix: str) -> list[Tensor]:
 
 def _turn(sequence: Tensor, mask: Tensor) -> Tensor:
     """Reverse the real frames of (frames, clips, channels) and leave the others in place."""
-    frames = torch.arange(len(sequence), device=sequence.device)
+    frames = torch.arange(sequence.shape[0], device=sequence.device)
     count = mask.sum(dim=1, keepdim=True)
-    source = torch.where(frames < count, count - 1 - frames, frames)
-    return sequence.gather(0, source.mT.unsqueeze(-1).expand(sequence.shape))
+    source = torch.where(frames < count, count - 1 - frames, frames).transpose(0, 1)
+    return sequence.gather(0, source.unsqueeze(-1).expand(sequence.shape))
 
 
 def _gru(

@@ -1,8 +1,8 @@
 """The recurrent network of the MetaSER paper."""
 
-import torch
 from torch import Tensor, nn
 
+from metaser.backbones.layers import last_state
 from metaser.backbones.recurrence import recurrent
 from metaser.batch import Padded
 
@@ -29,11 +29,10 @@ class Recurrent(nn.Module):
 
     def __init__(self, channels: int, hidden: int = 128, layers: int = 2):
         super().__init__()
+        self.channels = {"audio": channels}
         self.lstm = nn.LSTM(channels, hidden, num_layers=layers, batch_first=True)
         self.dim = hidden
 
     def forward(self, audio: Padded) -> Tensor:
-        """Return embeddings (clips, dim)."""
-        states = recurrent(self.lstm, audio.values, audio.mask)
-        last = audio.mask.sum(dim=1) - 1
-        return states[torch.arange(len(states), device=states.device), last]
+        """Return embeddings (clips, dim); 0 for a clip without real frames."""
+        return last_state(recurrent(self.lstm, audio.values, audio.mask), audio.mask)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, dropout, pad
 
 from metaser.backbones.layers import masked_mean
+from metaser.backbones.maps import ClipNorm, Convolution, convolve
 from metaser.batch import Padded
 
 Size = tuple[int, int]
@@ -80,6 +81,7 @@ class RepLKNet(nn.Module):
                     f"as the small one, not {tuple(size)} beside {small}"
                 )
         super().__init__()
+        self.channels = {"audio": channels}
         first = widths[0]
         self.stem = nn.ModuleList(
             [
@@ -112,46 +114,6 @@ class RepLKNet(nn.Module):
         return masked_mean(self.norm(maps, mask).mean(dim=2), mask)
 
 
-class ClipNorm(nn.Module):
-    """Normalise the maps of each clip by their mean and variance over all that is real in them.
-
-    This is GroupNorm of one group that leaves padded frames out, and leaves 0 there.
-    """
-
-    def __init__(self, width: int, eps: float = 1e-5):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.eps = eps
-
-    def forward(self, maps: Tensor, mask: Tensor) -> Tensor:
-        """Take and return maps (clips, frames, bands, channels)."""
-        real = mask[..., None, None].to(maps.dtype)
-        whole = (1, 2, 3)
-        count = real.sum(dim=whole, keepdim=True).clamp(min=1) * maps[0, 0].numel()
-        mean = (maps * real).sum(dim=whole, keepdim=True) / count
-        centred = (maps - mean) * real
-        variance = centred.square().sum(dim=whole, keepdim=True) / count
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return torch.addcmul(self.bias * real, centred, scale)
-
-
-class Convolution(nn.Module):
-    """Convolution, ``ClipNorm``, ReLU; frames are real where the kernel's centre is."""
-
-    def __init__(self, before: int, after: int, size: int, stride: int = 1, groups: int = 1):
-        super().__init__()
-        self.convolution = nn.Conv2d(
-            before, after, size, stride, size // 2, groups=groups, bias=False
-        )
-        self.norm = ClipNorm(after)
-        self.stride = stride
-
-    def forward(self, maps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        mask = mask[:, :: self.stride]
-        return torch.relu(self.norm(_convolve(self.convolution, maps), mask)), mask
-
-
 class LargeKernelBlock(nn.Module):
     """Pointwise, large depthwise and again pointwise convolution, added to what came in."""
 
@@ -166,7 +128,7 @@ class LargeKernelBlock(nn.Module):
 
     def forward(self, maps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         more, _ = self.before(self.norm_in(maps, mask), mask)
-        more = self.after(torch.relu(_convolve(self.depthwise, more)))
+        more = self.after(torch.relu(convolve(self.depthwise, more)))
         return maps + _skip(self.norm_out(more, mask), self.drop_path, self.training), mask
 
 
@@ -242,11 +204,6 @@ def merged(module: nn.Module) -> nn.Module:
     return module
 
 
-def _convolve(layer: nn.Module, maps: Tensor) -> Tensor:
-    """Convolve maps whose channels come last, which is several times faster on a CPU."""
-    return layer(maps.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
-
-
 def _skip(maps: Tensor, share: float, training: bool) -> Tensor:
     """Stochastic depth: 0 for a share of the clips, and more of the others."""
-    return maps * dropout(maps.new_ones(len(maps), 1, 1, 1), share, training)
+    return maps * dropout(torch.ones_like(maps[:, :1, :1, :1]), share, training)

@@ -79,6 +79,7 @@ class SegmentSequence(nn.Module):
         if level is not None and not 0 <= level < channels:
             raise ValueError(f"level must be one of the {channels} channels, not {level}")
         super().__init__()
+        self.channels = {"audio": channels}
         self.segments, self.threshold, self.pause = segments, threshold, pause
         self.shortest, self.level, self.pool = shortest, level, pool
         self.emotion, self.sound = (backbone(channels, **(inner or {})) for _ in range(2))
@@ -93,7 +94,8 @@ class SegmentSequence(nn.Module):
         parts, mask = self._cut(audio)
         sound = self.sound(audio=parts)
         vectors = torch.cat([self.emotion(audio=parts), sound, self.sounds(sound)], dim=-1)
-        states = recurrent(self.lstm, vectors.unflatten(0, mask.shape), mask)
+        vectors = vectors.reshape(-1, self.segments, vectors.shape[-1])
+        states = recurrent(self.lstm, vectors, mask)
         ahead, back = states.chunk(2, dim=-1)
         final = torch.cat([last_state(ahead, mask), back[:, 0]], dim=-1)
         keys = torch.cat([final.unsqueeze(1).expand_as(states), states], dim=-1)
@@ -108,7 +110,7 @@ class SegmentSequence(nn.Module):
         quiet = mask & (level < lowest + self.threshold * (highest - lowest))
         sounding = _long_runs(mask & ~_long_runs(quiet, self.pause), self.shortest)
         changes = sounding[:, 1:] != sounding[:, :-1]
-        index = functional.pad(changes.cumsum(dim=-1), (1, 0)).clamp(max=self.segments - 1)
+        index = functional.pad(changes.long().cumsum(dim=-1), (1, 0)).clamp(max=self.segments - 1)
         return index.masked_fill(~mask, -1)
 
     def sound_scores(self, audio: Padded) -> Tensor:
@@ -148,12 +150,18 @@ class SegmentSequence(nn.Module):
         source = torch.where(inside, first + frames, nothing).flatten(1).unsqueeze(-1)
         values = functional.pad(audio.values, (0, 0, 0, 1))
         values = values.gather(1, source.expand(-1, -1, values.shape[-1]))
-        values = values.unflatten(1, inside.shape[1:])
+        values = values.reshape(values.shape[0], self.segments, -1, values.shape[-1])
         parts = Padded(values.flatten(0, 1), (inside | (frames == 0)).flatten(0, 1))
         return shortened(parts, self.pool), lengths.squeeze(-1) > 0
 
 
 def _long_runs(chosen: Tensor, length: int) -> Tensor:
     """Frames of runs of at least ``length`` chosen frames; both (clips, frames) bool."""
-    starts = functional.pad(chosen, (0, length - 1)).unfold(-1, length, 1).all(dim=-1)
-    return functional.pad(starts, (length - 1, 0)).unfold(-1, length, 1).any(dim=-1)
+    starts = _counts(functional.pad(chosen, (0, length - 1)), length) == length
+    return _counts(functional.pad(starts, (length - 1, 0)), length) > 0
+
+
+def _counts(chosen: Tensor, length: int) -> Tensor:
+    """How many of each ``length`` neighbouring frames are chosen."""
+    total = functional.pad(chosen.long().cumsum(dim=-1), (1, 0))
+    return total[..., length:] - total[..., :-length]

@@ -1,0 +1,153 @@
+"""A model as an ONNX file, which runs without PyTorch and MetaSER."""
+
+import os
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metaser.backbones.replknet import merged
+from metaser.batch import Padded
+from metaser.model import Model
+
+TOLERANCE = 1e-4
+"""Most that scores of the file may differ from the model's, as a share of the largest above 1."""
+
+
+def to_onnx(model: Model, path: Path, frames: int | None = None) -> float:
+    """Write a model as ONNX, and run it beside the model to see that both score alike.
+
+    The file's inputs are two for each modality, in the order of the backbone's ``channels``:
+    ``audio`` (clips, audio_frames, channels) float32 and ``audio_mask`` (clips, audio_frames) bool,
+    True where a frame is real, which come first; ``text`` and ``text_mask`` likewise. The output
+    ``scores`` is (clips, classes). A model whose front end is learnable takes as ``audio`` what that
+    front end reads.
+
+    Parameters
+    ----------
+    model : Model
+        Left as it is; in single precision and without dropout in the file.
+    path : Path
+        The file, replaced if it is there.
+    frames : int, optional
+        Frames of all sequences, at least 1; shorter clips are padded. Without it, any number.
+
+    Returns
+    -------
+    float
+        Largest difference between scores of the file and of the model, over made-up clips of
+        several lengths.
+
+    Raises
+    ------
+    ImportError
+        If onnx or onnxruntime is not installed.
+    ValueError
+        If ``frames`` is below 1, the backbone does not tell its channels, or the file would score
+        otherwise than the model: then there is no file.
+    torch.onnx.errors.OnnxExporterError
+        If ONNX has no such operation.
+    """
+    if frames is not None and frames < 1:
+        raise ValueError(f"frames must be at least 1, or None for any number, not {frames}")
+    try:
+        import onnx  # noqa: F401, without which PyTorch cannot write the file
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            "ONNX files need the packages onnx and onnxruntime. Run: pip install 'metaser[onnx]'"
+        ) from error
+    channels = _channels(model)
+    network = _Flat(merged(model).cpu().float().eval(), list(channels))
+    sizes = [(3, frames or 37), (1, frames or 50), (2, frames or 1)]
+    examples = [_example(channels, *size, seed) for seed, size in enumerate(sizes)]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        _write(network, examples[0], list(channels), written, dynamic=frames is None)
+        session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
+        worst = max(_difference(session, network, example) for example in examples)
+        os.replace(written, path)
+    return worst
+
+
+class _Flat(nn.Module):
+    """A model that takes tensors one after the other, values and mask of each modality."""
+
+    def __init__(self, model: Model, names: list[str]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        pairs = map(Padded, tensors[::2], tensors[1::2])
+        return self.model(dict(zip(self.names, pairs)))
+
+
+def _channels(model: Model) -> dict[str, int]:
+    """Channels of each modality that the model takes."""
+    channels = getattr(model.backbone, "channels", None)
+    if not isinstance(channels, dict):
+        raise ValueError(
+            f"a backbone must tell its input by an attribute `channels`, such as {{'audio': 64}}, "
+            f"but that of {type(model.backbone).__name__} is {channels!r}"
+        )
+    if model.frontend is not None:
+        extracted = model.frontend.extracted
+        silence = extracted(np.zeros(extracted.rate, np.float32))
+        channels = {**channels, "audio": silence.shape[1]}
+    return channels
+
+
+def _example(channels: dict[str, int], clips: int, frames: int, seed: int) -> tuple[Tensor, ...]:
+    """Made-up clips: the first has all frames, the last lacks all modalities but the first."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = []
+    for index, size in enumerate(channels.values()):
+        lengths = torch.randint(1, frames + 1, (clips,), generator=generator)
+        lengths[0] = frames
+        if index > 0 and clips > 1:
+            lengths[-1] = 0
+        mask = torch.arange(frames) < lengths[:, None]
+        values = torch.randn(clips, frames, size, generator=generator)
+        tensors += [values * mask[..., None], mask]
+    return tuple(tensors)
+
+
+def _write(network: _Flat, example, names: list[str], path: Path, dynamic: bool) -> None:
+    inputs = [whole for name in names for whole in (name, f"{name}_mask")]
+    axes = {"scores": {0: "clips"}}
+    for name in inputs:
+        axes[name] = {0: "clips"}
+        if dynamic:
+            axes[name][1] = f"{name.removesuffix('_mask')}_frames"
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of traces: `_difference` sees whether one went wrong
+        # PyTorch's newer exporter (dynamo=True) takes ten seconds where this one takes a third.
+        torch.onnx.export(
+            network,
+            example,
+            path,
+            input_names=inputs,
+            output_names=["scores"],
+            dynamic_axes=axes,
+            dynamo=False,
+            # The network is evaluated, but its outermost module is not said to be: else the
+            # exporter joins parameters of equal value, such as norms that begin at 1, and fails.
+            training=torch.onnx.TrainingMode.PRESERVE,
+        )
+
+
+def _difference(session, network: _Flat, example: tuple[Tensor, ...]) -> float:
+    names = [given.name for given in session.get_inputs()]
+    (found,) = session.run(["scores"], {k: x.numpy() for k, x in zip(names, example)})
+    with torch.no_grad():
+        expected = network(*example).numpy()
+    worst = float(np.abs(found - expected).max())
+    if not worst <= TOLERANCE * max(1, float(np.abs(expected).max())):
+        raise ValueError(
+            f"scores of the file must be the model's, but differ by up to {worst:.2g}: the backbone "
+            f"{type(network.model.backbone).__name__} cannot be exported"
+        )
+    return worst
