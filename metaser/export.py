@@ -20,11 +20,10 @@ TOLERANCE = 1e-4
 def to_onnx(model: Model, path: Path, frames: int | None = None) -> float:
     """Write a model as ONNX, and run it beside the model to see that both score alike.
 
-    The file's inputs are two for each modality, in the order of the backbone's ``channels``:
-    ``audio`` (clips, audio_frames, channels) float32 and ``audio_mask`` (clips, audio_frames) bool,
-    True where a frame is real, which come first; ``text`` and ``text_mask`` likewise. The output
-    ``scores`` is (clips, classes). A model whose front end is learnable takes as ``audio`` what that
-    front end reads.
+    The file's inputs are two for each modality: ``audio`` (clips, audio_frames, channels) float32
+    and ``audio_mask`` (clips, audio_frames) bool, True where a frame is real, which come first;
+    ``text`` and ``text_mask`` likewise. The output ``scores`` is (clips, classes). A model whose
+    front end is learnable takes as ``audio`` what that front end reads.
 
     Parameters
     ----------
@@ -46,8 +45,8 @@ def to_onnx(model: Model, path: Path, frames: int | None = None) -> float:
     ImportError
         If onnx or onnxruntime is not installed.
     ValueError
-        If ``frames`` is below 1, the backbone does not tell its channels, or the file would score
-        otherwise than the model: then there is no file.
+        If ``frames`` is below 1, the backbone does not tell its channels, or the file would not
+        run or score otherwise than the model: then there is no file.
     torch.onnx.errors.OnnxExporterError
         If ONNX has no such operation.
     """
@@ -116,7 +115,7 @@ def _example(channels: dict[str, int], clips: int, frames: int, seed: int) -> tu
 
 
 def _write(network: _Flat, example, names: list[str], path: Path, dynamic: bool) -> None:
-    inputs = [whole for name in names for whole in (name, f"{name}_mask")]
+    inputs = _inputs(names)
     axes = {"scores": {0: "clips"}}
     for name in inputs:
         axes[name] = {0: "clips"}
@@ -139,15 +138,29 @@ def _write(network: _Flat, example, names: list[str], path: Path, dynamic: bool)
         )
 
 
+def _inputs(names: list[str]) -> list[str]:
+    """Inputs of the file, in the order of those of ``_Flat``."""
+    return [own for name in names for own in (name, f"{name}_mask")]
+
+
 def _difference(session, network: _Flat, example: tuple[Tensor, ...]) -> float:
-    names = [given.name for given in session.get_inputs()]
-    (found,) = session.run(["scores"], {k: x.numpy() for k, x in zip(names, example)})
+    taken = {given.name for given in session.get_inputs()}  # a model may heed no mask
+    inputs = dict(zip(_inputs(network.names), example))
+    inputs = {name: x.numpy() for name, x in inputs.items() if name in taken}
+    backbone = type(network.model.backbone).__name__
+    try:
+        (found,) = session.run(["scores"], inputs)
+    except Exception as error:  # of whatever kind: onnxruntime has a dozen
+        raise ValueError(
+            "the file must take any number of clips, and of frames unless they are given, but the "
+            f"backbone {backbone} has sizes that are fixed: {error}"
+        ) from error
     with torch.no_grad():
         expected = network(*example).numpy()
     worst = float(np.abs(found - expected).max())
     if not worst <= TOLERANCE * max(1, float(np.abs(expected).max())):
         raise ValueError(
-            f"scores of the file must be the model's, but differ by up to {worst:.2g}: the backbone "
-            f"{type(network.model.backbone).__name__} cannot be exported"
+            f"scores of the file must be the model's, but differ by up to {worst:.2g}: a model "
+            f"with the backbone {backbone} cannot be exported so"
         )
     return worst
