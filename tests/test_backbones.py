@@ -30,10 +30,12 @@ TINY = {
     "mlp": {"hidden": (4, 3)},
     "multiscale_cnn": {"kernels": (1, 3), "filters": 2},
     "recurrent": {"hidden": 3},
+    "recurrent_tiny": {"hidden": 3, "pool": 2},
     "key_sparse_transformer": {**_STREAM, "pool": 2},
     "key_sparse_transformer_paper": {**_STREAM, "vanilla_layers": 1},
     "replknet": _KERNELS,
     "replknet_31b": {**_KERNELS, "blocks": (1, 1), "drop_path": 0.0},
+    "replknet_tiny": {"widths": (3,), "kernels": ((5, 5),), "stride": 2},
     "gru_attention": {"hidden": 2, "pool": 2},
     "modality_hopping": {"hidden": 2, "streams": (2, 1), "pool": 2},
     "modality_hopping_paper": {"hidden": 2, "hops": 2},
@@ -62,6 +64,7 @@ SMALL = {
     "multiscale_cnn_paper": {"filters": 8},
     "replknet": _MAPS,
     "replknet_31b": {**_MAPS, "blocks": (1, 1)},
+    "replknet_tiny": {"stride": 2},
     "resnet18": {"widths": (8, 16)},
     "resnet18_paper": {"widths": (8, 16), "blocks": 1},
     "segment_sequence": _PARTS,
@@ -299,6 +302,20 @@ def test_the_recurrent_embedding_is_the_last_state_of_the_packed_sequence():
         clips.values, clips.mask.sum(dim=1), batch_first=True, enforce_sorted=False
     )
     torch.testing.assert_close(backbone(audio=clips), backbone.lstm(packed)[1][0][-1])
+
+
+def test_a_pool_hears_the_means_of_neighbouring_frames():
+    one, pooled = (BACKBONES["recurrent"](CHANNELS, 3, 1, pool=pool).double() for pool in (1, 2))
+    pooled.load_state_dict(one.state_dict())
+    clips = _clips([4, 1, 7])
+    means = torch.zeros(3, 4, CHANNELS, dtype=torch.float64)
+    for row, length in enumerate([4, 1, 7]):
+        for step, part in enumerate(clips.values[row, :length].split(2)):
+            means[row, step] = part.mean(dim=0)
+    mask = torch.arange(4) < torch.tensor([2, 1, 4])[:, None]
+    torch.testing.assert_close(pooled(audio=clips), one(audio=Padded(means, mask)))
+    with pytest.raises(ValueError, match="pool must be at least 1, not 0"):
+        BACKBONES["recurrent"](CHANNELS, pool=0)
 
 
 def test_dropout_works_in_training_only():

@@ -459,3 +459,12 @@ def test_joined_front_ends_stand_side_by_side(task, tmp_path):
         make_frontend({"name": "joined", "parts": ["statistics", "mfcc"]})
     with pytest.raises(ValueError, match="LogMel gives 51 frames"):
         make_frontend({"name": "joined", "parts": ["log_mel", "statistics"]})(clip)
+
+
+def test_clips_without_frames_are_refused_by_their_rows():
+    lengths = np.array([2, 0, 1, 0])
+    features = Features(np.zeros((4, 2, 3), np.float32), lengths, np.array(["x"] * 4))
+    classes = np.ones(4, dtype=bool)
+    with pytest.raises(ValueError, match=r"those in rows \[1, 3\] of the task's table have 0"):
+        features.batch(np.array([3, 0, 1, 3]), np.arange(4), classes)
+    assert len(features.batch(np.array([2, 0]), np.arange(2), classes)) == 2

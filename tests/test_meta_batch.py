@@ -34,6 +34,7 @@ SMALL = {
     "mlp": {"hidden": (5,)},
     "multiscale_cnn": {"kernels": (3, 5), "filters": 2},
     "recurrent": {"hidden": 4, "layers": 2},
+    "recurrent_tiny": {"hidden": 3, "pool": 2},
     "gru_attention": {"hidden": 2, "pool": 2},
     "modality_hopping": {"hidden": 2, "streams": (2, 1), "pool": 2},
     "modality_hopping_paper": {"hidden": 2, "hops": 2},
@@ -47,6 +48,7 @@ SMALL = {
     "key_sparse_transformer": _STREAM,
     "key_sparse_transformer_paper": {**_STREAM, "vanilla_layers": 1, "sparse_layers": 1},
     "replknet": _KERNELS,
+    "replknet_tiny": _KERNELS,
     "replknet_31b": {**_KERNELS, "blocks": (1,), "drop_path": 0.0},
 }
 

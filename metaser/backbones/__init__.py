@@ -52,6 +52,7 @@ BACKBONES = {
     "multiscale_cnn": MultiscaleCNN,
     "multiscale_cnn_paper": partial(MultiscaleCNN, filters=128),
     "recurrent": Recurrent,
+    "recurrent_tiny": partial(Recurrent, hidden=64, layers=1, pool=4),
     "replknet": RepLKNet,
     "replknet_31b": partial(
         RepLKNet,
@@ -61,6 +62,7 @@ BACKBONES = {
         stride=2,
         drop_path=0.5,
     ),
+    "replknet_tiny": partial(RepLKNet, widths=(8, 16), kernels=((15, 5), (7, 5))),
     "resnet18": ResNet18,
     "resnet18_paper": partial(ResNet18, widths=(64, 128, 256, 512), blocks=2),
     "segment_sequence": partial(
