@@ -35,7 +35,7 @@ TINY = {
     "key_sparse_transformer_paper": {**_STREAM, "vanilla_layers": 1},
     "replknet": _KERNELS,
     "replknet_31b": {**_KERNELS, "blocks": (1, 1), "drop_path": 0.0},
-    "replknet_tiny": {"widths": (3,), "kernels": ((5, 5),), "stride": 2},
+    "replknet_tiny": _KERNELS,
     "gru_attention": {"hidden": 2, "pool": 2},
     "modality_hopping": {"hidden": 2, "streams": (2, 1), "pool": 2},
     "modality_hopping_paper": {"hidden": 2, "hops": 2},
