@@ -27,12 +27,12 @@ def _by_hand(net, clip):
     x = clip[None, None]
     x = _norm(functional.conv2d(x, net.stem.convolution.weight, padding=1), net.stem.norm).relu()
     for block in net.blocks:
-        stride = 1 if block.shortcut is None else block.shortcut.stride
+        stride = block.stride
         more = functional.conv2d(x, block.first.convolution.weight, stride=stride, padding=1)
         more = _norm(more, block.first.norm).relu()
         more = _norm(functional.conv2d(more, block.second.weight, padding=1), block.norm)
         if block.shortcut is not None:
-            shortcut = functional.conv2d(x, block.shortcut.weight, stride=stride)
+            shortcut = functional.conv2d(x, block.shortcut.weight[..., None, None], stride=stride)
             x = _norm(shortcut, block.norm_shortcut)
         x = (x + more).relu()
     return x.mean(dim=(2, 3))[0]
@@ -59,9 +59,7 @@ def test_the_paper_s_model_has_the_number_of_parameters_of_the_formula():
             expected += before * width + 2 * width
         before = width
     assert sum(value.numel() for value in net.parameters()) == expected
-    convolutions = [
-        m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)
-    ]
+    convolutions = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 17  # and the head
     assert net.dim == 512
 

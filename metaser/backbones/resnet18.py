@@ -74,9 +74,11 @@ class Block(nn.Module):
         self.first = Convolution(before, after, 3, stride)
         self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.norm = ClipNorm(after)
+        self.stride = stride
         self.shortcut = None
         if stride > 1 or before != after:
-            self.shortcut = nn.Conv2d(before, after, 1, stride, bias=False)
+            # A 1 x 1 convolution: PyTorch 2.13's own, with this stride, can crash on a CPU.
+            self.shortcut = nn.Linear(before, after, bias=False)
             self.norm_shortcut = ClipNorm(after)
 
     def forward(self, maps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,5 +86,5 @@ class Block(nn.Module):
         more, mask = self.first(maps, mask)
         more = self.norm(convolve(self.second, more), mask)
         if self.shortcut is not None:
-            maps = self.norm_shortcut(convolve(self.shortcut, maps), mask)
+            maps = self.norm_shortcut(self.shortcut(maps[:, :: self.stride, :: self.stride]), mask)
         return torch.relu(maps + more), mask
