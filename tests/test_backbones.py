@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import parameters_to_vector
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from metaser.backbones import BACKBONES, make_backbone
@@ -156,17 +157,22 @@ def test_every_parameter_gets_a_gradient(name):
 @each
 def test_first_and_second_derivatives_agree_with_finite_differences(name):
     backbone = _make(name)
-    names = [key for key, _ in backbone.named_parameters()]
+    own = dict(backbone.named_parameters())
     clips = _clips([3, 2])
 
     def embed(values, *parameters):
         audio = Padded(values, clips.mask)
-        return functional_call(backbone, dict(zip(names, parameters)), kwargs={"audio": audio})
+        return functional_call(backbone, dict(zip(own, parameters)), kwargs={"audio": audio})
+
+    def embed_by_vector(values, vector):  # one input instead of dozens is dozens of times faster
+        parts = vector.split([value.numel() for value in own.values()])
+        return embed(values, *(part.view_as(p) for part, p in zip(parts, own.values())))
 
     values = clips.values.clone().requires_grad_()
-    inputs = (values, *(p.detach().clone().requires_grad_() for p in backbone.parameters()))
-    assert torch.autograd.gradcheck(embed, inputs, fast_mode=True)
-    assert torch.autograd.gradgradcheck(embed, inputs, fast_mode=True)
+    separate = [value.detach().clone().requires_grad_() for value in own.values()]
+    assert torch.autograd.gradcheck(embed, (values, *separate), fast_mode=True)
+    vector = parameters_to_vector(own.values()).detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(embed_by_vector, (values, vector), fast_mode=True)
 
 
 @each
