@@ -37,6 +37,7 @@ LAYERS = {
     "store": 1,
     "episodes": 3,
     "augmentation": 3,
+    "selection": 3,
     "methods.inner_loop": 2,
     "methods.fine_tune": 3,
     "methods.learn2learn": 3,
