@@ -651,7 +651,8 @@ def settings(protocol: Protocol, setup: str, method: str) -> str:
     for section, sizes in (("episodes", "shots"), ("split", "fractions")):
         whole.get(section, {}).pop(sizes, None)
     own = protocol.setups[setup]
-    chosen = own.model_dump(exclude={"methods", "sources_for"}, exclude_defaults=True) | _frontend(own)
+    kept = own.model_dump(exclude={"methods", "sources_for"}, exclude_defaults=True)
+    chosen = kept | _frontend(own)
     facts = [whole, chosen, own.methods[method]]
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6).hexdigest()
 
@@ -724,6 +725,17 @@ def _rows(protocol: Protocol, job: Job, materials, done, checkpoints) -> Iterato
                 "skipped_episodes": trained["skipped"],
                 "parameters": sum(v.numel() for v in parameters if v.requires_grad),
             }
+
+
+def train_method(
+    label: str, protocol: Protocol, job: Job, materials: dict[str, Material], checkpoints=None
+):
+    """Build a method and train it on the job's sources; ready to adapt."""
+    setup = protocol.setups[job.setup]
+    method = build_method(label, setup, protocol, materials, job)
+    if _is_trained(method):
+        _train(method, protocol, setup, replace(job, methods=(label,)), materials, checkpoints)
+    return method
 
 
 def _is_trained(method) -> bool:

@@ -138,7 +138,8 @@ def proxy_a_distance(a: Clips, b: Clips, folds: int = FOLDS, seed: int = 0) -> f
     -------
     float
         2 (1 − 2 · error), error being the mean of both corpora's: 2 if they are always told apart,
-        0 at chance, below if the classifier misleads. NaN if a corpus has fewer speakers than folds.
+        0 at chance, below if the classifier misleads, as it does where normalisation has made the
+        means of both corpora equal. NaN if a corpus has fewer speakers than folds.
 
     References
     ----------
@@ -259,7 +260,9 @@ def compare(
     rows = []
     for name, clips in drawn.items():
         pair = [_scaled(side, scale) for side in (target, clips)]
-        for kind, sides, statistic in _statistics(*pair, _scaled(labelled, scale), gamma, folds, seed):
+        for kind, sides, statistic in _statistics(
+            *pair, _scaled(labelled, scale), gamma, folds, seed
+        ):
             value = statistic(*[np.ones(len(side)) for side in sides])
             error = _standard_error(statistic, sides, resamples, np.random.default_rng([seed, 1]))
             half = ndtri(0.975) * error
@@ -333,8 +336,8 @@ def _shots(target: Clips, shots: int, rng: np.random.Generator) -> Clips:
         if len(own) < shots:
             name = target.emotions[own[0]]
             raise ValueError(
-                f"class {name!r} of the target holds {len(own)} clips, not the {shots} labelled ones "
-                "asked for: ask for fewer shots"
+                f"class {name!r} of the target holds {len(own)} clips, not the {shots} labelled "
+                "ones asked for: ask for fewer shots"
             )
     return target[np.concatenate(rows)]
 

@@ -45,11 +45,14 @@ LAYERS = {
     "methods.diagnosis": 3,
     "methods": 4,
     "training": 4,
+    "probing": 4,
     "benchmark": 5,
     "report": 5,
+    "similarity_report": 5,
     "commands.options": 5,
-    "commands": 6,
-    "cli": 7,
+    "similarity": 6,
+    "commands": 7,
+    "cli": 8,
 }
 """A module imports only from smaller layers; a package's modules stand where the package stands."""
 
