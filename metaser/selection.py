@@ -9,7 +9,7 @@ Features as they are show differences of microphone and level, which normalising
 removes; both views can be asked for, by normalising the features before (``features.normalise``).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -204,6 +204,7 @@ def compare(
     limit: int = 200,
     resamples: int = 200,
     seed: int = 0,
+    wanted: Collection[str] = (*UNLABELLED, *LABELLED),
 ) -> pd.DataFrame:
     """Distances of a target from each source.
 
@@ -225,6 +226,8 @@ def compare(
         Draws of the speakers behind each interval.
     seed : int
         Chooses clips, folds and draws.
+    wanted : collection of str
+        Distances to take.
 
     Returns
     -------
@@ -257,12 +260,11 @@ def compare(
     scale = StandardScaler().fit(pooled)
     gamma = median_gamma(scale.transform(pooled))
     folds = min(FOLDS, *[len(np.unique(clips.speakers)) for clips in (target, *drawn.values())])
+    labelled = _scaled(labelled, scale)
     rows = []
     for name, clips in drawn.items():
-        pair = [_scaled(side, scale) for side in (target, clips)]
-        for kind, sides, statistic in _statistics(
-            *pair, _scaled(labelled, scale), gamma, folds, seed
-        ):
+        pair = _scaled(target, scale), _scaled(clips, scale)
+        for kind, sides, statistic in _statistics(*pair, labelled, gamma, folds, seed, wanted):
             value = statistic(*[np.ones(len(side)) for side in sides])
             error = _standard_error(statistic, sides, resamples, np.random.default_rng([seed, 1]))
             half = ndtri(0.975) * error
@@ -301,8 +303,8 @@ def choose(
             f"by must be one of {UNLABELLED} and order 'nearest' or 'farthest', not {by!r} and "
             f"{order!r}"
         )
-    found = compare(target, sources, resamples=0, seed=seed)
-    values = found[found["distance"] == by].set_index("source")["value"]
+    found = compare(target, sources, resamples=0, seed=seed, wanted=(by,))
+    values = found.set_index("source")["value"]
     undefined = values.index[values.isna()].tolist()
     if undefined:
         raise ValueError(
@@ -312,14 +314,19 @@ def choose(
     return ranked[:count] if order == "nearest" else ranked[-count:]
 
 
-def _statistics(target: Clips, source: Clips, labelled: Clips, gamma, folds, seed):
-    """Name, the two sides, and the statistic of each distance."""
+def _statistics(
+    target: Clips, source: Clips, labelled: Clips, gamma, folds, seed, wanted
+) -> Iterator[tuple[str, tuple[Clips, Clips], Statistic]]:
+    """Name, the two sides, and the statistic of each distance that is wanted."""
     pair = target, source
-    yield "mmd", pair, _mmd(target.vectors, source.vectors, gamma)
-    yield "proxy_a", pair, _proxy_a(target, source, folds, seed)
-    if len(labelled):
-        pair = labelled, source
+    if "mmd" in wanted:
+        yield "mmd", pair, _mmd(target.vectors, source.vectors, gamma)
+    if "proxy_a" in wanted:
+        yield "proxy_a", pair, _proxy_a(target, source, folds, seed)
+    pair = labelled, source
+    if len(labelled) and "class_mmd" in wanted:
         yield "class_mmd", pair, _by_class(*pair, lambda a, b: _mmd(a, b, gamma))
+    if len(labelled) and "class_means" in wanted:
         yield "class_means", pair, _by_class(*pair, _means)
 
 
@@ -334,10 +341,9 @@ def _shots(target: Clips, shots: int, rng: np.random.Generator) -> Clips:
     rows = [order[target.emotions[order] == name][:shots] for name in np.unique(target.emotions)]
     for own in rows:
         if len(own) < shots:
-            name = target.emotions[own[0]]
             raise ValueError(
-                f"class {name!r} of the target holds {len(own)} clips, not the {shots} labelled "
-                "ones asked for: ask for fewer shots"
+                f"class '{target.emotions[own[0]]}' of the target holds {len(own)} clips, not the "
+                f"{shots} labelled ones asked for: ask for fewer shots"
             )
     return target[np.concatenate(rows)]
 

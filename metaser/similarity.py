@@ -332,7 +332,8 @@ def agreement(
             ("pooled", pooled, np.array(again)),
             ("gain", gain.mean(), gain[draws].mean(axis=1)),
         ):
-            low, high = np.nanquantile(resampled, [0.025, 0.975])
+            defined = resampled[~np.isnan(resampled)]
+            low, high = np.quantile(defined, [0.025, 0.975]) if defined.size else (np.nan, np.nan)
             row |= {what: value, f"{what}_low": low, f"{what}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
