@@ -323,7 +323,7 @@ def agreement(
         parts = [joined[joined["target"] == target] for target in names]
         values = [(part["score"].to_numpy(), part["uar"].to_numpy()) for part in parts]
         within = np.array([_spearman(*pair) for pair in values])
-        gain = np.array([uars[np.argmax(score)] - uars.mean() for score, uars in values])
+        gain = np.array([_gain(*pair) for pair in values])
         pooled = _spearman(*map(np.concatenate, zip(*values)))
         again = [_spearman(*map(np.concatenate, zip(*[values[i] for i in draw]))) for draw in draws]
         row = {"predictor": name, "targets": len(names), "pairs": len(joined)}
@@ -342,6 +342,11 @@ def agreement(
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation; NaN where one side is constant."""
     return float(spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else float("nan")
+
+
+def _gain(scores: np.ndarray, uars: np.ndarray) -> float:
+    """What the first by score is worth over the mean; NaN where a score is."""
+    return np.nan if np.isnan(scores).any() else float(uars[np.argmax(scores)] - uars.mean())
 
 
 @dataclass(frozen=True)

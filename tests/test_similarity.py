@@ -210,7 +210,7 @@ seeds = [0]
 episodes = { shots = [1], queries = 1, count = 2 }
 
 [setups.one]
-frontend = { name = "prosody" }
+frontend = { name = "log_mel" }
 normalise = "corpus"
 backbone = { name = "mlp", hidden = [4] }
 training = { shots = [1], queries = 1, updates = 2, held_out = 0.5, speakers = "any" }
@@ -226,7 +226,7 @@ def test_the_command_ranks_and_measures_the_sources_of_a_target(spoken, tmp_path
     plan = tmp_path / "trial.toml"
     plan.write_text(PROTOCOL)
     places = ["--data", spoken / "audio", "--tasks", spoken / "tasks", "--cache", tmp_path / "c"]
-    options = ["--protocol", plan, "--frontend", "prosody", "--shots", 2, "--measure"]
+    options = ["--protocol", plan, "--frontend", "log_mel", "--shots", 2, "--measure"]
     files = ["--csv", tmp_path / "t.csv", "--out", tmp_path / "out"]
     result = _run("ur_synthetic", *places, *options, *files)
     assert result.exit_code == 0, result.output
