@@ -144,7 +144,8 @@ def _text(pairs, agreement, layers, corruptions) -> list[str]:
 
 
 def _bounded(value: float, low: float, high: float, digits: int = 1) -> str:
-    texts = [f"{number:.{digits}f}".replace("-", "−") for number in (value, low, high)]
+    rounded = [round(number, digits) + 0.0 for number in (value, low, high)]  # −0.0 becomes 0.0
+    texts = [f"{number:.{digits}f}".replace("-", "−") for number in rounded]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
