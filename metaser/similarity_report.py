@@ -213,7 +213,7 @@ def _agreement_figure(agreement: pd.DataFrame) -> Figure:
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlim=(-1, 1), xlabel="Spearman's ρ with measured UAR within targets, 95 % interval")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     return figure
 
 
@@ -230,7 +230,8 @@ def _layer_figure(layers: pd.DataFrame) -> Figure:
                     values[f"{what}_high"] - values[what],
                 ]
                 axes.errorbar(values["layer"], values[what], spread, marker="o", label=target)
-            axes.tick_params("x", rotation=30)
+            names = own["layer"].unique()
+            axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
             axes.set(title=setup, ylabel=label)
         line[0].legend()
     return figure
