@@ -45,6 +45,7 @@ from metaser.model import Model
 from metaser.protocol import Protocol, Setup, TrainingPlan, typed
 from metaser.recording import Situation, draw_situation
 from metaser.rows import append_row, cut_torn_line, read_rows
+from metaser.selection import choose, clips_of
 from metaser.store import Ragged
 from metaser.tasks import Task, read_task
 from metaser.training import Source, Training, train
@@ -53,6 +54,9 @@ PACKAGES = ("torch", "numpy", "librosa", "scikit-learn", "pandas", "soundfile")
 
 SELECTION = {"title", "description", "targets", "seeds", "leave_one_language_out"}
 """Keys of a protocol that choose which cells there are, but do not change a cell's score."""
+
+NOT_TRAINING = {"methods", "choose", "sources_for"}
+"""Keys of a set-up that a training does not depend on, besides its sources."""
 
 ALONE = threading.Lock()
 """Held by the one job of a process: training seeds the generator that all its threads share."""
@@ -198,6 +202,7 @@ def _run(
     tasks, absent = present_tasks(protocol, data, task_folders)
     for name in absent:
         console.print(f"[yellow]{name} is not present and is left out[/yellow]")
+    protocol = choose_sources(protocol, tasks, cache, jobs)
     plan = plan_jobs(protocol, tasks, targets, methods)
     for task in tasks.values():
         if (task.clips_found, task.speakers_found) != (task.utterances, task.speakers):
@@ -287,6 +292,7 @@ def forecast(
     """Tell how much of a protocol remains, timing one step of each kind on random features."""
     protocol = settle(protocol)
     tasks, absent = present_tasks(protocol, data, task_folders)
+    protocol = choose_sources(protocol, tasks, cache, jobs)
     tasks = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
     done = finished_cells(out / "rows.jsonl", protocol, tasks)
     plan = plan_jobs(protocol, tasks, targets, methods)
@@ -406,10 +412,40 @@ def present_tasks(
     return tasks, absent
 
 
-def other_languages(protocol: Protocol, tasks: dict[str, Task], target: Task) -> list[str]:
-    """The present sources of other languages than the target's."""
+def other_languages(
+    protocol: Protocol, tasks: dict[str, Task], target: Task, setup: Setup | None = None
+) -> list[str]:
+    """The present sources of other languages than the target's, as far as the set-up wants them."""
     present = [tasks[name] for name in protocol.sources if name in tasks]
-    return [task.name for task in present if task.language != target.language]
+    others = [task.name for task in present if task.language != target.language]
+    if setup is None or target.name not in setup.sources_for:
+        return others
+    return [name for name in others if name in setup.sources_for[target.name]]
+
+
+def choose_sources(protocol: Protocol, tasks: dict[str, Task], cache, jobs: int = 1) -> Protocol:
+    """Choose every target's sources where a set-up asks for it; see ``protocol.Choice``.
+
+    The choice looks at all unlabelled clips of the target, those of later queries included, and at
+    no score.
+    """
+    targets = dict.fromkeys([*protocol.targets, *protocol.sources])
+    setups = {}
+    for name, setup in protocol.setups.items():
+        if setup.choose is not None:
+            clips = {}
+            for task in tasks.values():
+                task = restrict(task, protocol.classes)
+                frontend = make_frontend(setup.frontend)
+                clips[task.name] = clips_of(task, extract(task, frontend, cache, jobs=jobs))
+            chosen = {}
+            for target in (target for target in targets if target in tasks):
+                others = other_languages(protocol, tasks, tasks[target])
+                sources = {other: clips[other] for other in others}
+                chosen[target] = choose(clips[target], sources, **setup.choose.model_dump())
+            setup = setup.model_copy(update={"sources_for": chosen})
+        setups[name] = setup
+    return protocol.model_copy(update={"setups": setups})
 
 
 def restrict(task: Task, classes: Sequence[str]) -> Task:
@@ -437,12 +473,6 @@ def plan_jobs(
     wanted = _restrict(wanted, targets, "target")
     if not wanted:
         raise ValueError(f"none of the targets {protocol.targets} is present: obtain one of them")
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for target in wanted:
-        other = other_languages(protocol, tasks, tasks[target])
-        if not other:
-            raise ValueError(f"no source task of another language than {target}'s is present")
-        groups.setdefault(tuple(other), []).append(target)
     jobs = []
     known = dict.fromkeys(label for setup in protocol.setups.values() for label in setup.methods)
     chosen = _restrict(list(known), methods, "method")
@@ -450,6 +480,12 @@ def plan_jobs(
         shared: dict[str, list[str]] = {}
         for label in (label for label in setup.methods if label in chosen):
             shared.setdefault(training_key(label, setup), []).append(label)
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for target in wanted:
+            other = other_languages(protocol, tasks, tasks[target], setup)
+            if not other:
+                raise ValueError(f"no source task of another language than {target}'s is present")
+            groups.setdefault(tuple(other), []).append(target)
         for seed, (others, own), labels in product(protocol.seeds, groups.items(), shared.values()):
             scored = [
                 t for t in own if t in protocol.targets or seed in protocol.leave_one_language_out
@@ -491,7 +527,7 @@ def training_key(label: str, setup: Setup) -> str:
     if not hasattr(kind, "loss") or not arguments.get("pretrain", True):
         return label
     lasting = {k: v for k, v in arguments.items() if k not in kind.ADAPTATION}
-    facts = [kind.__name__, lasting, setup.model_dump(exclude={"methods"}) | _frontend(setup)]
+    facts = [kind.__name__, lasting, setup.model_dump(exclude=NOT_TRAINING) | _frontend(setup)]
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
@@ -594,7 +630,7 @@ def finished_cells(rows: Path, protocol: Protocol, tasks: dict[str, Task]) -> se
         now = {
             "settings": settings(protocol, row["setup"], row["method"]),
             "task_version": task.version,
-            "sources": other_languages(protocol, tasks, task),
+            "sources": other_languages(protocol, tasks, task, setup),
         }
         for key, value in now.items():
             if row[key] != value:
@@ -615,7 +651,8 @@ def settings(protocol: Protocol, setup: str, method: str) -> str:
     for section, sizes in (("episodes", "shots"), ("split", "fractions")):
         whole.get(section, {}).pop(sizes, None)
     own = protocol.setups[setup]
-    chosen = own.model_dump(exclude={"methods"}, exclude_defaults=True) | _frontend(own)
+    kept = own.model_dump(exclude={"methods", "sources_for"}, exclude_defaults=True)
+    chosen = kept | _frontend(own)
     facts = [whole, chosen, own.methods[method]]
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6).hexdigest()
 
@@ -682,11 +719,23 @@ def _rows(protocol: Protocol, job: Job, materials, done, checkpoints) -> Iterato
             yield row | {
                 "protocol": protocol.name,
                 "sources": list(job.sources),
+                "chosen": setup.choose and setup.choose.model_dump(),
                 "settings": settings(protocol, job.setup, label),
                 "train_seconds": round(trained["seconds"], 2),
                 "skipped_episodes": trained["skipped"],
                 "parameters": sum(v.numel() for v in parameters if v.requires_grad),
             }
+
+
+def train_method(
+    label: str, protocol: Protocol, job: Job, materials: dict[str, Material], checkpoints=None
+):
+    """Build a method and train it on the job's sources; ready to adapt."""
+    setup = protocol.setups[job.setup]
+    method = build_method(label, setup, protocol, materials, job)
+    if _is_trained(method):
+        _train(method, protocol, setup, replace(job, methods=(label,)), materials, checkpoints)
+    return method
 
 
 def _is_trained(method) -> bool:

@@ -9,6 +9,7 @@ import typer
 
 from metaser import __version__
 from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.commands.similarity import similarity, transferability
 
 app = typer.Typer(
     name="metaser",
@@ -19,6 +20,8 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="List the tasks (one corpus of one language each), or check one.")
 app.add_typer(tasks_app, name="tasks")
+app.command()(similarity)
+app.command()(transferability)
 
 
 def _print_version(wanted: bool) -> None:

@@ -65,10 +65,22 @@ class TrainingPlan(_Strict):
     mask_channels: Annotated[int, Field(ge=0)] = 0
 
 
+class Choice(_Strict):
+    """Learn each target from some of the sources only, by their distance from its unlabelled clips.
+
+    ``by`` is one of ``selection.UNLABELLED``, of the set-up's front end as it is, not normalised.
+    """
+
+    count: Count
+    by: Literal["mmd", "proxy_a"] = "mmd"
+    order: Literal["nearest", "farthest"] = "nearest"
+
+
 class Setup(_Strict):
     """A front end and a backbone, and the methods that run on them with their arguments.
 
     ``batch_norm`` says what becomes of BatchNorm layers, see ``model.settle_batch_norm``.
+    ``choose`` lets every target have sources of its own; what it chose is kept in ``sources_for``.
     """
 
     frontend: dict[str, Any]
@@ -77,6 +89,8 @@ class Setup(_Strict):
     head_hidden: Count | None = None
     batch_norm: Literal["refuse", "task", "group"] = "refuse"
     training: TrainingPlan = TrainingPlan()
+    choose: Choice | None = None
+    sources_for: dict[str, list[str]] = {}
     methods: dict[str, dict[str, Any]]
 
 
@@ -166,6 +180,8 @@ def _section(where: tuple) -> type[BaseModel]:
             return Split
         case ("setups", _, _):
             return Setup
+        case ("setups", _, "choose", _):
+            return Choice
         case _:
             return TrainingPlan
 

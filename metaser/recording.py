@@ -4,14 +4,25 @@ A corpus is recorded in one situation, so a model can mistake the situation for 
 again through made-up situations, every source corpus becomes several.
 """
 
+import io
 import math
 from dataclasses import dataclass
 
 import numpy as np
+import soundfile
 import soxr
 from scipy.signal import fftconvolve
 
 from metaser import safe_librosa as librosa
+
+CODECS = {
+    "gsm": ("WAV", "GSM610", 8000),
+    "mulaw": ("WAV", "ULAW", 8000),
+    "mp3": ("MP3", "MPEG_LAYER_III", 16000),
+    "opus": ("OGG", "OPUS", 16000),
+    "vorbis": ("OGG", "VORBIS", 16000),
+}
+"""Format and encoding of soundfile, and the rate in Hz at which speech is encoded."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,8 @@ class Situation:
     ----------
     speed : float
         Played so many times faster, 0.1 to 10; pitch and formants rise with it.
+    codec : str
+        One of ``CODECS``, by which the recording is kept or sent, such as "gsm"; none if empty.
     trim : bool
         Cut silence around the speech (quieter than the peak by 35 dB).
     tilt : float
@@ -54,6 +67,7 @@ class Situation:
     wet: float = 0.3
     ceiling: float = 1.0
     speed: float = 1.0
+    codec: str = ""
 
     def __post_init__(self):
         for name in ("highest", "wet", "ceiling"):
@@ -61,6 +75,8 @@ class Situation:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if not 0.1 <= self.speed <= 10:
             raise ValueError(f"speed must be between 0.1 and 10, not {self.speed}")
+        if self.codec and self.codec not in CODECS:
+            raise ValueError(f"codec must be one of {sorted(CODECS)}, not {self.codec!r}")
         if self.reverberation < 0:
             raise ValueError(f"reverberation must be at least 0 s, not {self.reverberation}")
 
@@ -120,9 +136,27 @@ def rerecord(
     decibel = situation.noise + rng.uniform(-3, 3)
     heard = heard + noise * loud / (noise.std() + 1e-12) * 10 ** (-decibel / 20)
     heard = heard / (np.abs(heard).max() + 1e-12)
-    return (np.clip(heard, -situation.ceiling, situation.ceiling) / situation.ceiling).astype(
+    heard = (np.clip(heard, -situation.ceiling, situation.ceiling) / situation.ceiling).astype(
         np.float32
     )
+    return _coded(heard, rate, situation.codec) if situation.codec else heard
+
+
+def _coded(waveform: np.ndarray, rate: int, codec: str) -> np.ndarray:
+    """The clip after a codec, of the same length, its peak at full scale."""
+    form, encoding, own_rate = CODECS[codec]
+    if not soundfile.check_format(form, encoding):
+        raise ValueError(
+            f"libsndfile {soundfile.__libsndfile_version__} has no {encoding}: pip install -U "
+            "soundfile, or choose another codec"
+        )
+    file = io.BytesIO()
+    sent = 0.9 * soxr.resample(waveform, rate, own_rate)  # encoders overshoot
+    soundfile.write(file, sent, own_rate, subtype=encoding, format=form)
+    file.seek(0)
+    heard = soxr.resample(soundfile.read(file, dtype="float32")[0], own_rate, rate)
+    heard = np.pad(heard, (0, max(len(waveform) - len(heard), 0)))[: len(waveform)]
+    return heard / (np.abs(heard).max() + 1e-12)
 
 
 def _response(frequency: np.ndarray, situation: Situation) -> np.ndarray:

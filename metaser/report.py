@@ -652,6 +652,20 @@ def _normalisation(results: Results) -> list[str]:
         where = "" if len(names) == len(results.setups) else f", setup {_join(names)}"
         words = NORMALISE.get(how, f"normalised by “{how}”, whose reach this report does not know")
         sentences.append(f"{who}{where}: features are {words}.")
+    return sentences + _choices(results)
+
+
+def _choices(results: Results) -> list[str]:
+    """Which set-ups chose their sources by the target's unlabelled audio."""
+    sentences = []
+    for setup, rows in results.rows.groupby("setup", sort=False):
+        choice = rows["chosen"].iloc[0] if "chosen" in rows else None
+        if isinstance(choice, dict):
+            sentences.append(
+                f"Setup {setup}: each target learns from the {choice['count']} {choice['order']} "
+                f"sources by {choice['by']}, a distance that looks at all unlabelled audio of the "
+                "target, query clips included."
+            )
     return sentences
 
 
@@ -974,11 +988,15 @@ def _versions(rows: pd.DataFrame, column: str) -> list[str]:
 
 
 def _sources(results: Results) -> list[tuple[str, str]]:
-    """Each target with the sources that its models were trained on."""
-    found = defaultdict(set)
+    """Each target with the sources that its models were trained on, apart where set-ups differ."""
+    found = defaultdict(dict)
     for row in results.rows.itertuples():
-        found[row.target].update(row.sources)
-    return [(name, ", ".join(sorted(sources)) or "none") for name, sources in found.items()]
+        found[row.target].setdefault(", ".join(sorted(row.sources)) or "none", []).append(row.setup)
+    return [
+        (name if len(own) == 1 else f"{name} ({_join(dict.fromkeys(setups))})", sources)
+        for name, own in found.items()
+        for sources, setups in own.items()
+    ]
 
 
 def _page(results: Results, run: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ LAYERS = {
     "episodes": 3,
     "export": 3,
     "augmentation": 3,
+    "selection": 3,
     "methods.inner_loop": 2,
     "methods.fine_tune": 3,
     "methods.learn2learn": 3,
@@ -46,11 +47,14 @@ LAYERS = {
     "methods.diagnosis": 3,
     "methods": 4,
     "training": 4,
+    "probing": 4,
     "benchmark": 5,
     "report": 5,
+    "similarity_report": 5,
     "commands.options": 5,
-    "commands": 6,
-    "cli": 7,
+    "similarity": 6,
+    "commands": 7,
+    "cli": 8,
 }
 """A module imports only from smaller layers; a package's modules stand where the package stands."""
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metaser.recording import Situation, draw_situation, rerecord
+from metaser.recording import CODECS, Situation, draw_situation, rerecord
 
 RATE = 16000
 CLEAN = Situation()
@@ -44,6 +44,28 @@ def test_the_pass_band_has_its_edges():
     assert _gain({"highest": 4000.0}, 4000, 500) == pytest.approx(-20 * np.log10(2), abs=0.05)
     assert _gain({"highest": 2000.0}, 6000, 500) < -40
     assert _gain({"lowest": 200.0}, 200, 4000) == pytest.approx(-20 * np.log10(2), abs=0.05)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_codec_keeps_length_and_place_and_loses_something(codec):
+    clip = _tones(440, 900) * np.linspace(0.2, 1, RATE, dtype=np.float32)
+    heard = _hear(clip, codec=codec)
+    plain = _hear(clip)
+    assert heard.shape == clip.shape and heard.dtype == np.float32
+    shifts = range(-200, 201)
+    likeness = [np.corrcoef(np.roll(heard, shift), plain)[0, 1] for shift in shifts]
+    assert abs(shifts[int(np.argmax(likeness))]) <= 1 and max(likeness) > 0.97
+    assert not np.allclose(heard, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("codec, passes", [("gsm", False), ("mulaw", False), ("mp3", True)])
+def test_telephone_codecs_end_at_four_kilohertz(codec, passes):
+    assert (_gain({"codec": codec}, 6000, 1000) > -20) == passes
+
+
+def test_an_unknown_codec_is_refused():
+    with pytest.raises(ValueError, match="codec must be one of .*'gsm'.*, not 'flac'"):
+        Situation(codec="flac")
 
 
 def test_a_colour_stands_where_it_is_put():

@@ -255,7 +255,8 @@ def _own_kernels() -> Iterator[None]:
 def predictor(model: nn.Module, parameters: Parameters, classes: Tensor) -> Predictor:
     """A function from modalities to scores (clips, classes) under adapted parameters.
 
-    Classes that the task does not have score minus infinity.
+    Classes that the task does not have score minus infinity. Its attribute ``parameters`` is a copy
+    of the adapted ones.
     """
     model = copy.deepcopy(model).eval()  # the predictor stays, whatever becomes of the method
     frozen = {name: value.detach().clone() for name, value in parameters.items()}
@@ -265,4 +266,5 @@ def predictor(model: nn.Module, parameters: Parameters, classes: Tensor) -> Pred
         scores = functional_call(model, frozen, (modalities,))
         return scores.masked_fill(~classes, float("-inf"))
 
+    predict.parameters = frozen
     return predict

@@ -1,0 +1,129 @@
+"""What adapting changes inside a network: how far each layer moves, and how its output changes."""
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metaser.batch import EpisodeBatch, Padded
+
+
+def cka(x: Tensor, y: Tensor) -> float:
+    """Linear centred kernel alignment of two representations of the same clips.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        (clips, channels); the numbers of channels may differ.
+
+    Returns
+    -------
+    float
+        Between 0 and 1; 1 if they are equal up to rotation, scale and offset. NaN if one of them is
+        the same for all clips.
+
+    References
+    ----------
+    Kornblith, Norouzi, Lee, Hinton, "Similarity of Neural Network Representations Revisited",
+    ICML 2019, equation 5 with linear kernels.
+    """
+    grams = []
+    for side in (x, y):
+        centred = side.double() - side.double().mean(dim=0)
+        grams.append(centred @ centred.T)
+    shared = (grams[0] * grams[1]).sum()
+    return float(shared / (grams[0].norm() * grams[1].norm()))
+
+
+def relative_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """Length of a layer's change over its length before, ‖after − before‖ / ‖before‖.
+
+    Parameters
+    ----------
+    before, after : mapping of str to Tensor
+        Parameters by name, such as ``layer.weight``; those that ``after`` lacks did not change.
+
+    Returns
+    -------
+    dict of str to float
+        By layer, in the order of ``before``; NaN for a layer that was all zero.
+    """
+    sums: dict[str, list[float]] = {}
+    for name, value in before.items():
+        layer = sums.setdefault(name.rpartition(".")[0], [0.0, 0.0])
+        layer[0] += float((after.get(name, value) - value).double().square().sum())
+        layer[1] += float(value.double().square().sum())
+    return {
+        name: (moved / size) ** 0.5 if size else float("nan")
+        for name, (moved, size) in sums.items()
+    }
+
+
+@torch.no_grad()
+def activations(
+    model: nn.Module, parameters: Mapping[str, Tensor], modalities: dict[str, Padded]
+) -> dict[str, Tensor]:
+    """Outputs of every layer that has parameters of its own, each clip's as one vector.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed.
+    parameters : mapping of str to Tensor
+        Put in place of the model's own, by name.
+    modalities : dict of str to Padded
+        Clips.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By layer, (clips, outputs); all frames of a clip side by side. Layers whose output is not
+        one tensor are left out.
+    """
+    model = copy.deepcopy(model).eval()
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        def hook(module, inputs, output) -> None:
+            if isinstance(output, Tensor):
+                found[name] = output.flatten(1)
+
+        return hook
+
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_hook(keep(name))
+    functional_call(model, dict(parameters), (modalities,))
+    return found
+
+
+def probe(method: nn.Module, episode: EpisodeBatch) -> pd.DataFrame:
+    """Adapt to an episode and compare each layer before and after.
+
+    Parameters
+    ----------
+    method : nn.Module
+        A trained method with ``model``, whose predictor tells its ``parameters``; not changed.
+    episode : EpisodeBatch
+        The support set is adapted to; layers are heard on the query clips.
+
+    Returns
+    -------
+    DataFrame
+        One row a layer, from the input to the output: ``layer``, ``change`` (relative, see
+        ``relative_change``) and ``cka``.
+    """
+    model, clips = method.model, episode.query.modalities
+    before = {name: value.detach() for name, value in model.named_parameters()}
+    after = method.adapt(episode.support).parameters
+    changes = relative_change(before, after)
+    own, adapted = activations(model, before, clips), activations(model, after, clips)
+    rows = [
+        (name, change, cka(own[name], adapted[name]) if name in own else np.nan)
+        for name, change in changes.items()
+    ]
+    return pd.DataFrame(rows, columns=["layer", "change", "cka"])
