@@ -10,10 +10,10 @@ import re
 import string
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -81,7 +81,8 @@ class _Files(_Source):
 
 
 class _Table(_Source):
-    file: Text  # path or glob below the audio folder
+    file: Text  # path or glob below the audio folder, or beside task.toml if place = "task"
+    place: Literal["audio", "task"] = "audio"
     separator: Text | None = None
     columns: dict[Text, Text] | None = None  # our name -> the table's column
     pattern: Text | None = None  # of a line, where the table has no columns
@@ -378,7 +379,7 @@ def read_task(
         return _task(folder, facts)
     try:
         files, ignored = _find_files(facts, place)
-        clips, unmatched = _describe_files(facts, place, files)
+        clips, unmatched = _describe_files(facts, _table_place(facts, folder, place), files)
         problems = _problems(facts, clips, unmatched)
         if problems and strict:
             raise ValueError("; ".join(problems))
@@ -492,7 +493,7 @@ def _match(pattern: re.Pattern[str], stem: str) -> re.Match[str] | None:
     return None
 
 
-def _stem(path: str) -> str:
+def without_extension(path: str) -> str:
     """Return a posix path without its audio extension."""
     base, _, extension = path.rpartition(".")
     return base if f".{extension.lower()}" in audio.EXTENSIONS else path
@@ -514,14 +515,19 @@ def _find_files(facts: TaskFile, place: Path) -> tuple[list[str], int]:
     return kept, len(files) - len(kept)
 
 
+def _table_place(facts: TaskFile, folder: Path, audio_folder: Path | None) -> Path | None:
+    """Return the folder below which the table of labels lies."""
+    return folder if facts.table and facts.table.place == "task" else audio_folder
+
+
 def _describe_files(
-    facts: TaskFile, place: Path, files: Sequence[str]
+    facts: TaskFile, place: Path | None, files: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return one row a clip (file, name, code, speaker, groups) and the unmatched files."""
     describe = _by_name(facts.files) if facts.files else _by_table(facts.table, place)
     rows, unmatched = [], []
     for file in files:
-        row = describe(_stem(file))
+        row = describe(without_extension(file))
         if row is None:
             unmatched.append(file)
         else:
@@ -530,6 +536,20 @@ def _describe_files(
     if facts.source.speaker is not None:
         clips["speaker"] = [facts.source.speaker.format_map(row) for row in rows]
     return clips.rename(columns={"emotion": "code"}), unmatched
+
+
+def name_reader(section: Mapping[str, Any]) -> Callable[[str], dict[str, str] | None]:
+    """Return the function that reads a path without extension as a [files] section says.
+
+    Raises
+    ------
+    ValueError
+        If the section is not valid, as in `read_facts`.
+    """
+    try:
+        return _by_name(_Files.model_validate(dict(section)))
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from error
 
 
 def _by_name(source: _Files):
@@ -545,7 +565,7 @@ def _by_name(source: _Files):
 def _by_table(source: _Table, place: Path):
     rows: dict[str, dict[str, str]] = {}
     for row in _table_rows(source, place):
-        name = _stem(row.pop("file"))
+        name = without_extension(row.pop("file"))
         if rows.setdefault(name, row) != row:
             raise ValueError(f"[table] describes {name!r} twice, differently; correct the table")
 
@@ -647,7 +667,7 @@ def _units(clips: pd.DataFrame, declared: _Duplicates) -> tuple[np.ndarray, np.n
     depths = {name.count("/") for group in declared.files for name in group}
     ends: dict[str, list[int]] = {}
     for i, file in enumerate(clips["file"]):
-        parts = _stem(file).split("/")
+        parts = without_extension(file).split("/")
         for depth in depths:
             ends.setdefault("/".join(parts[-depth - 1 :]), []).append(i)
     same = [[ends[name] for name in group if name in ends] for group in declared.files]
@@ -710,7 +730,10 @@ def check_task(
     Check
     """
     facts = read_facts(task.folder)
-    problems = [*task.problems, *_check_examples(facts, task.audio)]
+    problems = [
+        *task.problems,
+        *_check_examples(facts, _table_place(facts, task.folder, task.audio)),
+    ]
     if not (task.folder / "README.md").is_file():
         problems.append("the folder holds no README.md, which says how to obtain the corpus")
     if task.table is None:
@@ -787,12 +810,12 @@ def _check_examples(facts: TaskFile, place: Path | None) -> list[str]:
 
 def _describe_example(facts: TaskFile, place: Path | None, example: str) -> dict[str, str] | None:
     if facts.files:
-        found = _by_name(facts.files)(_stem(example))
+        found = _by_name(facts.files)(without_extension(example))
     elif facts.table.pattern is not None:
         match = _compile(facts.table.pattern).match(example)
         found = match and match.groupdict(default="")
     elif place is not None:
-        found = _by_table(facts.table, place)(_stem(example))
+        found = _by_table(facts.table, place)(without_extension(example))
     else:
         return facts.examples[example]
     if found is None:

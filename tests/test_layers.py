@@ -29,6 +29,8 @@ LAYERS = {
     "frontends": 1,
     "tasks": 1,
     "synthetic": 1,
+    "label_tables": 0,
+    "new_task": 2,
     "model": 1,
     "backbones.layers": 1,
     "backbones.recurrence": 1,

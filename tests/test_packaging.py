@@ -79,7 +79,9 @@ def test_licence_is_the_same_everywhere(setup):
 
 def test_requirements_are_exactly_what_is_imported(setup):
     imported = set(_imported("metaser")) | _declared(setup, "ssl")  # loaded by name
-    declared = _declared(setup, "synthetic", "cluster", "ray", "opensmile", "speaker", "ssl")
+    imported |= _declared(setup, "spreadsheet")  # imported by pandas
+    extras = ("synthetic", "cluster", "ray", "opensmile", "speaker", "ssl")
+    declared = _declared(setup, *extras, "spreadsheet", "audformat", "datasets")
     assert imported == declared - {"setuptools"}  # which resemblyzer needs
 
 
