@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from metaser import audio, labels
+from metaser import audio, clip_checks, labels
 
 _ABOARD = Path(__file__).parent / "aboard" / "tasks"
 BUNDLED = _ABOARD if _ABOARD.is_dir() else Path(__file__).parent.parent / "tasks"
@@ -691,16 +691,18 @@ def _components(count: int, groups: Sequence[Sequence[int]]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Check:
-    """What `check_task` found: `problems` make it fail, `notes` are worth knowing."""
+    """What `check_task` found: `problems` make it fail, `notes` are suspicious, `good` is good."""
 
     name: str
     facts: tuple[str, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    good: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return all findings as lines of text."""
         lines = [self.name, *(f"  {line}" for line in self.facts)]
+        lines += [f"  good: {line}" for line in self.good]
         lines += [f"  note: {line}" for line in self.notes]
         lines += [f"  PROBLEM: {line}" for line in self.problems]
         count = len(self.problems)
@@ -744,14 +746,12 @@ def check_task(
     notes = _check_classes(task)
     (notes if subset else problems).extend(_check_counts(task, subset))
     if task.unmatched:
-        problems.append(f"unmatched files ({len(task.unmatched)}): {_some(task.unmatched)}")
-    heard, short = _check_audio(task, jobs)
-    return Check(task.name, tuple(_summary(task)), (*problems, *heard), (*notes, *short))
-
-
-def _some(items: Sequence[str], most: int = 5) -> str:
-    more = f", and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+        problems.append(
+            f"unmatched files ({len(task.unmatched)}): {clip_checks.some(task.unmatched)}"
+        )
+    wrong, suspicious, good = _check_audio(task, jobs)
+    notes += [*suspicious, *clip_checks.other_files(task.audio)]
+    return Check(task.name, tuple(_summary(task)), (*problems, *wrong), tuple(notes), tuple(good))
 
 
 def _summary(task: Task) -> list[str]:
@@ -827,26 +827,26 @@ def _describe_example(facts: TaskFile, place: Path | None, example: str) -> dict
     return {**found, "emotion": "drop" if dropped else facts.emotion.mapping.get(code, code)}
 
 
-def _check_audio(task: Task, jobs: int | None) -> tuple[list[str], list[str]]:
-    """Decode every usable clip; return what is wrong with them, and what is worth knowing."""
+def _check_audio(task: Task, jobs: int | None) -> tuple[list[str], list[str], list[str]]:
+    """Decode every usable clip; return what is wrong with them, suspicious, and good."""
     from joblib import Parallel, delayed
 
     files = list(task.table["file"])
     heard = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads")(
-        delayed(_listen)(task.audio / file) for file in files
+        delayed(clip_checks.listen)(task.audio / file) for file in files
     )
     clique = dict(zip(files, task.table["clique"], strict=True))
     unusable, silent, short = [], [], []
     copies: dict[str, list[str]] = {}
-    for file, (error, peak, seconds, digest) in zip(files, heard, strict=True):
-        if error:
-            unusable.append(f"{file}: {error}")
+    for file, clip in zip(files, heard, strict=True):
+        if clip.error:
+            unusable.append(f"{file}: {clip.error}")
             continue
-        copies.setdefault(digest, []).append(file)
-        if peak < SILENT:
+        copies.setdefault(clip.digest, []).append(file)
+        if clip.peak < SILENT:
             silent.append(file)
-        if seconds < SHORT:
-            short.append(f"{file} ({seconds:.2f} s)")
+        if clip.seconds < SHORT:
+            short.append(f"{file} ({clip.seconds:.2f} s)")
     double = [
         " = ".join(group) for group in copies.values() if len({clique[file] for file in group}) > 1
     ]
@@ -856,17 +856,13 @@ def _check_audio(task: Task, jobs: int | None) -> tuple[list[str], list[str]]:
         "the same audio under several names, not declared under [duplicates]": double,
     }
     notes = {f"clips shorter than {SHORT} s": short}
-    return _counted(problems), _counted(notes)
+    good, suspicious = clip_checks.judge(task.table, heard)
+    return _counted(problems), _counted(notes) + suspicious, good
 
 
 def _counted(findings: dict[str, list[str]]) -> list[str]:
-    return [f"{what} ({len(items)}): {_some(items)}" for what, items in findings.items() if items]
-
-
-def _listen(path: Path) -> tuple[str, float, float, str]:
-    """Decode a clip: what is wrong with it, its peak, its seconds, its digest."""
-    try:
-        samples, rate = audio.decode(path)
-    except audio.AudioError as error:
-        return str(error).removeprefix(f"{path}: "), 0.0, 0.0, ""
-    return "", float(np.abs(samples).max()), len(samples) / rate, audio.digest(samples, rate)
+    return [
+        f"{what} ({len(items)}): {clip_checks.some(items)}"
+        for what, items in findings.items()
+        if items
+    ]
