@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from metaser import __version__
-from metaser.commands import tasks_new
+from metaser.commands import labelling, tasks_new
 from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 tasks_app = typer.Typer(help="List the tasks (one corpus of one language each), or check one.")
 app.add_typer(tasks_app, name="tasks")
 tasks_app.command("new")(tasks_new.new)
+app.command()(labelling.curve)
+app.command()(labelling.select)
 
 
 def _print_version(wanted: bool) -> None:

@@ -281,23 +281,35 @@ def emotion_field(fields: Sequence[Field], wanted: str | None = None) -> Field:
     ValueError
         If there is no such field, or none holds known codes; the message lists the fields.
     """
-    listed = "; ".join(f"{field.name}: {field.examples}" for field in fields)
     if wanted is not None:
-        for field in fields:
-            if field.name == wanted:
-                return field
-        raise ValueError(
-            f"the names have no field {wanted!r}.{labels.nearest(wanted, [f.name for f in fields])}"
-            f" They have {listed}"
-        )
+        return named_field(fields, wanted)
     best = max(fields, key=lambda field: field.known)
     if best.known < 0.5:
         raise ValueError(
             "no part of the names, and no folder, gives a known emotion. Fields are "
-            f"{listed}. Name the field by --emotion FIELD and its codes by --map CODE=CLASS, give "
-            "a regular expression by --pattern, or a table of labels by --table"
+            f"{_listed(fields)}. Name the field by --emotion FIELD and its codes by --map "
+            "CODE=CLASS, give a regular expression by --pattern, or a table of labels by --table"
         )
     return best
+
+
+def named_field(fields: Sequence[Field], wanted: str) -> Field:
+    """Return the field of a name, such as "1" or "folder1".
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists the fields.
+    """
+    for field in fields:
+        if field.name == wanted:
+            return field
+    hint = labels.nearest(wanted, [field.name for field in fields])
+    raise ValueError(f"the names have no field {wanted!r}.{hint} They have {_listed(fields)}")
+
+
+def _listed(fields: Sequence[Field]) -> str:
+    return "; ".join(f"{field.name}: {field.examples}" for field in fields)
 
 
 def speaker_fields(fields: Sequence[Field], emotion: Field) -> list[str]:

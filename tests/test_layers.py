@@ -30,6 +30,8 @@ LAYERS = {
     "tasks": 1,
     "synthetic": 1,
     "label_tables": 0,
+    "labelling": 2,
+    "learning_curve": 5,
     "clip_checks": 0,
     "new_task": 2,
     "model": 1,

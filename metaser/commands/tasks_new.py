@@ -192,7 +192,7 @@ def _by_name(library, place, files, given, one_speaker, pattern, mapping, yes: b
             names = [field.name for field in fields if field is not emotion]
             one_speaker = _ask_speaker(names, likely, given)
         if given["speaker"]:
-            library.emotion_field(fields, given["speaker"])
+            library.named_field(fields, given["speaker"])
         pattern = library.make_pattern(files, emotion, given["speaker"])
     typer.echo(f"pattern: {pattern}")
     return library.from_names(place, files, pattern, one_speaker)
