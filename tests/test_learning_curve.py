@@ -51,7 +51,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         resampled = learning_curve.resample(made, np.random.default_rng(seed), 50)
         found = learning_curve.need(learning_curve.fit(made), resampled, 0.7)
         hits += found.low <= 16 <= found.high
-    assert hits >= 8
+    assert hits >= 7  # of 10; fewer has a chance of 0.1 % if the interval covers 95 %
 
 
 def _told(truth, uar):
@@ -66,7 +66,7 @@ def test_what_is_told_says_whether_it_was_measured():
     assert "extrapolation" not in _told(truth, 0.6)
     assert "needs about 5 clips" in _told(truth, 0.6)
     assert "outside of what was measured (up to 20): an extrapolation" in _told(truth, 0.75)
-    assert "cannot be reached by the fit: it levels off at 8" in _told(truth, 0.95)
+    assert "cannot be reached by the fit: it levels off at 79%" in _told(truth, 0.95)
     with pytest.raises(ValueError, match="between 0 and 1, such as 0.7; came 70"):
         _told(truth, 70)
 
