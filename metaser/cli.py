@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from metaser import __version__
+from metaser.commands import labelling, tasks_new
 from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
 from metaser.commands.similarity import similarity, transferability
 
@@ -22,6 +23,9 @@ tasks_app = typer.Typer(help="List the tasks (one corpus of one language each), 
 app.add_typer(tasks_app, name="tasks")
 app.command()(similarity)
 app.command()(transferability)
+tasks_app.command("new")(tasks_new.new)
+app.command()(labelling.curve)
+app.command()(labelling.select)
 
 
 def _print_version(wanted: bool) -> None:

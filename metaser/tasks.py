@@ -10,10 +10,10 @@ import re
 import string
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from metaser import audio, labels
+from metaser import audio, clip_checks, labels
 
 _ABOARD = Path(__file__).parent / "aboard" / "tasks"
 BUNDLED = _ABOARD if _ABOARD.is_dir() else Path(__file__).parent.parent / "tasks"
@@ -81,7 +81,8 @@ class _Files(_Source):
 
 
 class _Table(_Source):
-    file: Text  # path or glob below the audio folder
+    file: Text  # path or glob below the audio folder, or beside task.toml if place = "task"
+    place: Literal["audio", "task"] = "audio"
     separator: Text | None = None
     columns: dict[Text, Text] | None = None  # our name -> the table's column
     pattern: Text | None = None  # of a line, where the table has no columns
@@ -378,7 +379,7 @@ def read_task(
         return _task(folder, facts)
     try:
         files, ignored = _find_files(facts, place)
-        clips, unmatched = _describe_files(facts, place, files)
+        clips, unmatched = _describe_files(facts, _table_place(facts, folder, place), files)
         problems = _problems(facts, clips, unmatched)
         if problems and strict:
             raise ValueError("; ".join(problems))
@@ -492,7 +493,7 @@ def _match(pattern: re.Pattern[str], stem: str) -> re.Match[str] | None:
     return None
 
 
-def _stem(path: str) -> str:
+def without_extension(path: str) -> str:
     """Return a posix path without its audio extension."""
     base, _, extension = path.rpartition(".")
     return base if f".{extension.lower()}" in audio.EXTENSIONS else path
@@ -514,14 +515,19 @@ def _find_files(facts: TaskFile, place: Path) -> tuple[list[str], int]:
     return kept, len(files) - len(kept)
 
 
+def _table_place(facts: TaskFile, folder: Path, audio_folder: Path | None) -> Path | None:
+    """Return the folder below which the table of labels lies."""
+    return folder if facts.table and facts.table.place == "task" else audio_folder
+
+
 def _describe_files(
-    facts: TaskFile, place: Path, files: Sequence[str]
+    facts: TaskFile, place: Path | None, files: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return one row a clip (file, name, code, speaker, groups) and the unmatched files."""
     describe = _by_name(facts.files) if facts.files else _by_table(facts.table, place)
     rows, unmatched = [], []
     for file in files:
-        row = describe(_stem(file))
+        row = describe(without_extension(file))
         if row is None:
             unmatched.append(file)
         else:
@@ -530,6 +536,20 @@ def _describe_files(
     if facts.source.speaker is not None:
         clips["speaker"] = [facts.source.speaker.format_map(row) for row in rows]
     return clips.rename(columns={"emotion": "code"}), unmatched
+
+
+def name_reader(section: Mapping[str, Any]) -> Callable[[str], dict[str, str] | None]:
+    """Return the function that reads a path without extension as a [files] section says.
+
+    Raises
+    ------
+    ValueError
+        If the section is not valid, as in `read_facts`.
+    """
+    try:
+        return _by_name(_Files.model_validate(dict(section)))
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from error
 
 
 def _by_name(source: _Files):
@@ -545,7 +565,7 @@ def _by_name(source: _Files):
 def _by_table(source: _Table, place: Path):
     rows: dict[str, dict[str, str]] = {}
     for row in _table_rows(source, place):
-        name = _stem(row.pop("file"))
+        name = without_extension(row.pop("file"))
         if rows.setdefault(name, row) != row:
             raise ValueError(f"[table] describes {name!r} twice, differently; correct the table")
 
@@ -647,7 +667,7 @@ def _units(clips: pd.DataFrame, declared: _Duplicates) -> tuple[np.ndarray, np.n
     depths = {name.count("/") for group in declared.files for name in group}
     ends: dict[str, list[int]] = {}
     for i, file in enumerate(clips["file"]):
-        parts = _stem(file).split("/")
+        parts = without_extension(file).split("/")
         for depth in depths:
             ends.setdefault("/".join(parts[-depth - 1 :]), []).append(i)
     same = [[ends[name] for name in group if name in ends] for group in declared.files]
@@ -671,16 +691,18 @@ def _components(count: int, groups: Sequence[Sequence[int]]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Check:
-    """What `check_task` found: `problems` make it fail, `notes` are worth knowing."""
+    """What `check_task` found: `problems` make it fail, `notes` are suspicious, `good` is good."""
 
     name: str
     facts: tuple[str, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    good: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return all findings as lines of text."""
         lines = [self.name, *(f"  {line}" for line in self.facts)]
+        lines += [f"  good: {line}" for line in self.good]
         lines += [f"  note: {line}" for line in self.notes]
         lines += [f"  PROBLEM: {line}" for line in self.problems]
         count = len(self.problems)
@@ -710,7 +732,10 @@ def check_task(
     Check
     """
     facts = read_facts(task.folder)
-    problems = [*task.problems, *_check_examples(facts, task.audio)]
+    problems = [
+        *task.problems,
+        *_check_examples(facts, _table_place(facts, task.folder, task.audio)),
+    ]
     if not (task.folder / "README.md").is_file():
         problems.append("the folder holds no README.md, which says how to obtain the corpus")
     if task.table is None:
@@ -721,14 +746,12 @@ def check_task(
     notes = _check_classes(task)
     (notes if subset else problems).extend(_check_counts(task, subset))
     if task.unmatched:
-        problems.append(f"unmatched files ({len(task.unmatched)}): {_some(task.unmatched)}")
-    heard, short = _check_audio(task, jobs)
-    return Check(task.name, tuple(_summary(task)), (*problems, *heard), (*notes, *short))
-
-
-def _some(items: Sequence[str], most: int = 5) -> str:
-    more = f", and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+        problems.append(
+            f"unmatched files ({len(task.unmatched)}): {clip_checks.some(task.unmatched)}"
+        )
+    wrong, suspicious, good = _check_audio(task, jobs)
+    notes += [*suspicious, *clip_checks.other_files(task.audio)]
+    return Check(task.name, tuple(_summary(task)), (*problems, *wrong), tuple(notes), tuple(good))
 
 
 def _summary(task: Task) -> list[str]:
@@ -787,12 +810,12 @@ def _check_examples(facts: TaskFile, place: Path | None) -> list[str]:
 
 def _describe_example(facts: TaskFile, place: Path | None, example: str) -> dict[str, str] | None:
     if facts.files:
-        found = _by_name(facts.files)(_stem(example))
+        found = _by_name(facts.files)(without_extension(example))
     elif facts.table.pattern is not None:
         match = _compile(facts.table.pattern).match(example)
         found = match and match.groupdict(default="")
     elif place is not None:
-        found = _by_table(facts.table, place)(_stem(example))
+        found = _by_table(facts.table, place)(without_extension(example))
     else:
         return facts.examples[example]
     if found is None:
@@ -804,26 +827,26 @@ def _describe_example(facts: TaskFile, place: Path | None, example: str) -> dict
     return {**found, "emotion": "drop" if dropped else facts.emotion.mapping.get(code, code)}
 
 
-def _check_audio(task: Task, jobs: int | None) -> tuple[list[str], list[str]]:
-    """Decode every usable clip; return what is wrong with them, and what is worth knowing."""
+def _check_audio(task: Task, jobs: int | None) -> tuple[list[str], list[str], list[str]]:
+    """Decode every usable clip; return what is wrong with them, suspicious, and good."""
     from joblib import Parallel, delayed
 
     files = list(task.table["file"])
     heard = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads")(
-        delayed(_listen)(task.audio / file) for file in files
+        delayed(clip_checks.listen)(task.audio / file) for file in files
     )
     clique = dict(zip(files, task.table["clique"], strict=True))
     unusable, silent, short = [], [], []
     copies: dict[str, list[str]] = {}
-    for file, (error, peak, seconds, digest) in zip(files, heard, strict=True):
-        if error:
-            unusable.append(f"{file}: {error}")
+    for file, clip in zip(files, heard, strict=True):
+        if clip.error:
+            unusable.append(f"{file}: {clip.error}")
             continue
-        copies.setdefault(digest, []).append(file)
-        if peak < SILENT:
+        copies.setdefault(clip.digest, []).append(file)
+        if clip.peak < SILENT:
             silent.append(file)
-        if seconds < SHORT:
-            short.append(f"{file} ({seconds:.2f} s)")
+        if clip.seconds < SHORT:
+            short.append(f"{file} ({clip.seconds:.2f} s)")
     double = [
         " = ".join(group) for group in copies.values() if len({clique[file] for file in group}) > 1
     ]
@@ -833,17 +856,13 @@ def _check_audio(task: Task, jobs: int | None) -> tuple[list[str], list[str]]:
         "the same audio under several names, not declared under [duplicates]": double,
     }
     notes = {f"clips shorter than {SHORT} s": short}
-    return _counted(problems), _counted(notes)
+    good, suspicious = clip_checks.judge(task.table, heard)
+    return _counted(problems), _counted(notes) + suspicious, good
 
 
 def _counted(findings: dict[str, list[str]]) -> list[str]:
-    return [f"{what} ({len(items)}): {_some(items)}" for what, items in findings.items() if items]
-
-
-def _listen(path: Path) -> tuple[str, float, float, str]:
-    """Decode a clip: what is wrong with it, its peak, its seconds, its digest."""
-    try:
-        samples, rate = audio.decode(path)
-    except audio.AudioError as error:
-        return str(error).removeprefix(f"{path}: "), 0.0, 0.0, ""
-    return "", float(np.abs(samples).max()), len(samples) / rate, audio.digest(samples, rate)
+    return [
+        f"{what} ({len(items)}): {clip_checks.some(items)}"
+        for what, items in findings.items()
+        if items
+    ]

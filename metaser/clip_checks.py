@@ -1,0 +1,364 @@
+"""What is suspicious about the clips of a corpus: level, clipping, silence, duplicates, giveaways.
+
+`listen` decodes one clip and measures it; the other functions compare the clips of a corpus.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from metaser import audio
+
+FRAME = 0.02  # seconds from one frame of a fingerprint to the next
+BANDS = 20
+LOWEST, HIGHEST = 100.0, 3800.0  # Hz; what a telephone passes
+RATE = 8000  # Hz at which waveforms are compared
+FULL_SCALE = 0.999
+QUIET = -60.0  # dB below full scale
+NEIGHBOURS = 5  # clips that each is compared with
+CANDIDATES = 0.88
+"""Correlation of fingerprints from which on the waveforms of two clips are compared."""
+
+ALIKE = 0.95
+"""Correlation of waveforms from which on two clips are called one recording."""
+
+CLIPPED = 1e-3  # share of samples at full scale
+MOSTLY = 0.8
+UNEQUAL = 5.0  # clips of the largest class to one of the smallest
+TELLS = 0.25
+"""Share of the way from chance to certainty that a giveaway may go without a warning."""
+
+TEXTS = ("text", "text_id", "sentence", "statement", "transcript")
+"""Columns that tell what is said."""
+
+UNREAD = (".m4a", ".aac", ".amr", ".wma", ".mp4", ".mkv", ".avi", ".mov", ".webm", ".3gp")
+"""Sound and video that MetaSER does not read."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one clip sounds like.
+
+    Attributes
+    ----------
+    error : str
+        Why it cannot be used; the rest is then empty.
+    peak : float
+        Largest sample, full scale = 1.
+    seconds : float
+    digest : str
+        Of the decoded audio, see `audio.digest`.
+    rate : int
+        Samples a second.
+    level : float
+        Root mean square, dB below full scale.
+    clipped : float
+        Share of samples at full scale, in [0, 1].
+    quiet : float
+        Share of frames of 20 ms below -60 dB, in [0, 1].
+    fingerprint : numpy.ndarray
+        float32, (frames, bands): log energy, every 20 ms, each band with mean 0.
+    waveform : numpy.ndarray
+        float32, (samples,), at 8 kHz.
+    """
+
+    error: str = ""
+    peak: float = 0.0
+    seconds: float = 0.0
+    digest: str = ""
+    rate: int = 0
+    level: float = -np.inf
+    clipped: float = 0.0
+    quiet: float = 0.0
+    fingerprint: np.ndarray | None = None
+    waveform: np.ndarray | None = None
+
+
+def listen(path: Path) -> Heard:
+    """Decode a clip and measure it."""
+    try:
+        samples, rate = audio.decode(path)
+    except audio.AudioError as error:
+        return Heard(error=str(error).removeprefix(f"{path}: "))
+    mono = samples.mean(axis=1)
+    power = _band_power(mono, rate)
+    size = max(round(FRAME * rate), 1)
+    frames = mono[: len(mono) // size * size].reshape(-1, size)
+    with np.errstate(divide="ignore"):
+        loud = 10 * np.log10((frames**2).mean(axis=1))
+        level = 10 * np.log10((mono**2).mean())
+    logarithm = np.log(power + 1e-8)
+    return Heard(
+        peak=float(np.abs(samples).max()),
+        seconds=len(samples) / rate,
+        digest=audio.digest(samples, rate),
+        rate=rate,
+        level=float(level),
+        clipped=float((np.abs(samples) >= FULL_SCALE).mean()),
+        quiet=float((loud < QUIET).mean()) if len(loud) else 0.0,
+        fingerprint=(logarithm - logarithm.mean(axis=0)).astype(np.float32),
+        waveform=audio.convert(path, samples, rate, RATE),
+    )
+
+
+def _band_power(mono: np.ndarray, rate: int) -> np.ndarray:
+    """Power in bands of equal ratio, (frames, BANDS)."""
+    from scipy.signal.windows import hann
+
+    hop = max(round(FRAME * rate), 1)
+    window = hann(2 * hop, sym=False)
+    mono = np.pad(mono, (0, max(0, len(window) - len(mono))))
+    frames = np.lib.stride_tricks.sliding_window_view(mono, len(window))[::hop] * window
+    power = np.abs(np.fft.rfft(frames)) ** 2 / len(window)
+    frequency = np.fft.rfftfreq(len(window), 1 / rate)
+    edges = np.searchsorted(frequency, np.geomspace(LOWEST, HIGHEST, BANDS + 1))
+    return np.add.reduceat(power, np.minimum(edges[:-1], power.shape[1] - 1), axis=1)
+
+
+def near_duplicates(heard: Sequence[Heard], alike: float = ALIKE) -> list[tuple[int, int, float]]:
+    """Find clips that are one recording: copied at another level, cut elsewhere, or re-encoded.
+
+    The fingerprints of each clip and its nearest ones are compared, then, where those are alike,
+    the waveforms: an actor can repeat a sentence's melody, but not its samples.
+
+    Parameters
+    ----------
+    heard
+        Clips without error.
+    alike
+        Smallest correlation of the waveforms that is told, in [0, 1].
+
+    Returns
+    -------
+    list of (int, int, float)
+        Pairs of clips, the first before the second, with their correlation; most alike first.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    if len(heard) < 2:
+        return []
+    shapes = np.stack([_dynamics(clip.fingerprint) for clip in heard])
+    shapes = (shapes - shapes.mean(axis=0)) / (shapes.std(axis=0) + 1e-9)
+    count = min(NEIGHBOURS, len(shapes) - 1)
+    near = NearestNeighbors(n_neighbors=count).fit(shapes).kneighbors(return_distance=False)
+    pairs = sorted({(min(i, j), max(i, j)) for i, row in enumerate(near.tolist()) for j in row})
+    found = []
+    for i, j in pairs:
+        if lag_correlation(heard[i].fingerprint, heard[j].fingerprint, 1 / FRAME) >= CANDIDATES:
+            waves = [heard[place].waveform[:, None] for place in (i, j)]
+            found.append((i, j, lag_correlation(*waves, RATE)))
+    return sorted((pair for pair in found if pair[2] >= alike), key=lambda pair: -pair[2])
+
+
+def _dynamics(fingerprint: np.ndarray) -> np.ndarray:
+    """Spread of every band and of its changes: the same wherever a clip is cut, about."""
+    changes = np.diff(fingerprint, axis=0, prepend=fingerprint[:1])
+    return np.concatenate([fingerprint.std(axis=0), changes.std(axis=0)])
+
+
+def lag_correlation(a: np.ndarray, b: np.ndarray, rate: float) -> float:
+    """Return the largest correlation of two signals over all lags that overlap enough.
+
+    Enough is a second and half of the longer one, or else all of the shorter one.
+
+    Parameters
+    ----------
+    a, b
+        (samples, channels).
+    rate
+        Samples a second.
+
+    Returns
+    -------
+    float
+        In [-1, 1]; of equal signals it is 1.
+    """
+    from scipy.signal import fftconvolve
+
+    ones = np.ones(len(a)), np.ones(len(b))
+    overlap = fftconvolve(*ones)
+    enough = overlap > min(len(a), len(b), max(len(a) / 2, len(b) / 2, rate)) - 0.5
+    product = fftconvolve(a, b[::-1], axes=0).sum(axis=1)
+    energy = fftconvolve((a**2).sum(axis=1), ones[1]) * fftconvolve(
+        ones[0], (b[::-1] ** 2).sum(axis=1)
+    )
+    return float((product / (np.sqrt(np.maximum(energy, 0)) + 1e-9))[enough].max())
+
+
+def giveaway(
+    values: np.ndarray, emotions: np.ndarray, speakers: np.ndarray, folds: int = 5
+) -> float:
+    """Cross-validated UAR of one number a clip, such as its loudness, as the only clue.
+
+    Gaussian naive Bayes with equal priors; no speaker is both learnt from and tested on, where
+    there are enough of them.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (clips,)
+    emotions, speakers : ndarray, shape (clips,)
+
+    Returns
+    -------
+    float
+        In [0, 1]; chance is 1 / classes. NaN if a class has fewer than two clips, or there is one
+        class.
+    """
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
+    from sklearn.naive_bayes import GaussianNB
+
+    names, counts = np.unique(emotions, return_counts=True)
+    if len(names) < 2 or counts.min() < 2:
+        return float("nan")
+    holders = [len(set(speakers[emotions == name])) for name in names]
+    apart = min(holders) >= 2
+    kind = StratifiedGroupKFold if apart else StratifiedKFold
+    splits = kind(min(folds, min(holders) if apart else counts.min()), shuffle=True, random_state=0)
+    model = GaussianNB(priors=np.full(len(names), 1 / len(names)))
+    groups = speakers if apart else None
+    guesses = cross_val_predict(model, values[:, None], emotions, groups=groups, cv=splits)
+    return float(balanced_accuracy_score(emotions, guesses))
+
+
+def judge(table: pd.DataFrame, heard: Sequence[Heard]) -> tuple[list[str], list[str]]:
+    """Say in sentences what is good about the clips of a corpus, and what is suspicious.
+
+    Parameters
+    ----------
+    table
+        Of a `Task`: columns file, speaker, emotion, unit, clique, and perhaps one of `TEXTS`.
+    heard
+        One a row of the table.
+
+    Returns
+    -------
+    good, suspicious : list of str
+    """
+    usable = [not clip.error for clip in heard]
+    table = table[usable].reset_index(drop=True)
+    heard = [clip for clip in heard if not clip.error]
+    if not heard:
+        return [], []
+    found = [_speakers(table), _texts(table), _classes(table), _rates(heard)]
+    found += [_loudness(table, heard), _copies(table, heard)]
+    for what, share, most in (
+        ("clips are clipped: over 0.1 % of their samples are at full scale", "clipped", CLIPPED),
+        ("clips are mostly silence: 80 % of the time is below -60 dB", "quiet", MOSTLY),
+    ):
+        files = [file for file, clip in zip(table["file"], heard) if getattr(clip, share) > most]
+        found.append(("", f"{len(files)} {what}: {some(files)}" if files else ""))
+    return [good for good, _ in found if good], [bad for _, bad in found if bad]
+
+
+def some(items: Sequence[str], most: int = 5) -> str:
+    """Join the first items, and tell how many more there are."""
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def other_files(folder: Path) -> list[str]:
+    """Say what lies among the audio that is not read: video and other sound, by name."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in UNREAD)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    if not names:
+        return []
+    return [
+        f"{len(names)} files are video or sound of a kind that is not read: {some(names)}; if they "
+        "are clips, convert them, for example by `ffmpeg -i clip.mp4 clip.wav`"
+    ]
+
+
+def _speakers(table: pd.DataFrame) -> tuple[str, str]:
+    kinds = table.groupby("speaker")["emotion"].nunique()
+    if len(kinds) == 1:
+        return "", (
+            "one speaker: scores tell how well this voice is recognised, and nothing about other "
+            "people; episodes need speakers = 'any'"
+        )
+    single = list(kinds.index[kinds == 1])
+    if single and table["emotion"].nunique() > 1:
+        clips = int(table["speaker"].isin(single).sum())
+        return "", (
+            f"{len(single)} of {len(kinds)} speakers show one emotion only ({clips} of {len(table)}"
+            " clips): whoever knows the voice knows the label; keep speakers apart"
+        )
+    return f"{len(kinds)} speakers, each with several emotions", ""
+
+
+def _texts(table: pd.DataFrame) -> tuple[str, str]:
+    name = next((name for name in TEXTS if name in table), None)
+    if name is None or table[name].nunique() < 2:
+        return "", ""
+    kinds = table.groupby(name)["emotion"].nunique()
+    often = table[name].map(table[name].value_counts()) > 1
+    single = table[name].map(kinds).eq(1) & often
+    if single.sum() > MOSTLY * len(table):
+        return "", (
+            f"the text tells the label: {int(single.sum())} of {len(table)} clips say something "
+            "that is said in one emotion only"
+        )
+    share = (table[name].map(kinds) > 1).mean()
+    return (
+        (f"{share:.0%} of the clips say what is said in other emotions too", "")
+        if share
+        else ("", "")
+    )
+
+
+def _classes(table: pd.DataFrame) -> tuple[str, str]:
+    counts = table["emotion"].value_counts()
+    rare = list(counts.index[counts == 1])
+    if rare:
+        return "", (
+            f"class {some(rare)} has one clip: it can be learnt from or tested on, not both; "
+            "record more, or drop it"
+        )
+    ratio = counts.max() / counts.min()
+    if ratio >= UNEQUAL:
+        return "", (
+            f"very unequal classes: {counts.idxmax()} has {ratio:.0f} times the clips of "
+            f"{counts.idxmin()} ({counts.max()} and {counts.min()}); read UAR, not accuracy"
+        )
+    return f"at least {counts.min()} clips of every class", ""
+
+
+def _rates(heard: Sequence[Heard]) -> tuple[str, str]:
+    rates = pd.Series([clip.rate for clip in heard]).value_counts()
+    if len(rates) == 1:
+        return f"one sampling rate, {rates.index[0]} Hz", ""
+    told = ", ".join(f"{rate} Hz ({count} clips)" for rate, count in rates.items())
+    return "", f"mixed sampling rates: {told}; a model may learn the recorder"
+
+
+def _loudness(table: pd.DataFrame, heard: Sequence[Heard]) -> tuple[str, str]:
+    levels = np.array([max(clip.level, -120.0) for clip in heard])
+    uar = giveaway(levels, table["emotion"].to_numpy(), table["unit"].to_numpy())
+    if np.isnan(uar):
+        return "", ""
+    chance = 1 / table["emotion"].nunique()
+    said = f"UAR {uar:.0%}, chance {chance:.0%}"
+    if uar < chance + TELLS * (1 - chance):
+        return f"loudness alone does not tell the label ({said})", ""
+    return "", (
+        f"loudness alone gives the label away ({said}): were the classes recorded differently? "
+        "A model may learn the recording and not the emotion"
+    )
+
+
+def _copies(table: pd.DataFrame, heard: Sequence[Heard]) -> tuple[str, str]:
+    clique, digest = table["clique"], [clip.digest for clip in heard]
+    pairs = [
+        f"{table['file'][i]} = {table['file'][j]} ({alike:.2f})"
+        for i, j, alike in near_duplicates(heard)
+        if clique[i] != clique[j] and digest[i] != digest[j]
+    ]
+    if not pairs:
+        return "no clip is a part or a copy of another, as far as was found", ""
+    return "", (
+        f"{len(pairs)} pairs of clips hold the same recording (correlation of the samples): "
+        f"{some(pairs)}; declare them under [duplicates], or remove one"
+    )

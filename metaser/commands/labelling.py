@@ -1,0 +1,212 @@
+"""`metaser curve` and `metaser select`: how many clips to label, and which."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
+
+
+def curve(
+    task: Annotated[str, typer.Option(metavar="NAME", help="Name of a task, or its folder.")],
+    data: Data = None,
+    folders: Folders = None,
+    want: Annotated[
+        float | None, typer.Option(help="UAR that is wanted, between 0 and 1, such as 0.7.")
+    ] = None,
+    classes: Annotated[str, typer.Option(help="Only these classes, separated by commas.")] = "",
+    queries: Annotated[
+        int | None, typer.Option(min=1, help="Clips a class to test on; as the clips allow.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=2, help="Draws of each number of clips.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    any_speaker: Annotated[
+        bool,
+        typer.Option("--any-speaker", help="Let a speaker be both learnt from and tested on."),
+    ] = False,
+    figure: Annotated[Path | None, typer.Option(help="Figure to write: .png or .svg.")] = None,
+    jobs: Jobs = 1,
+    cache: Cache = None,
+) -> None:
+    """Measure UAR by the number of labelled clips; estimate how many a wanted UAR needs."""
+    with plain_errors():
+        if want is not None and not 0 < want < 1:
+            raise ValueError(f"--want is a UAR between 0 and 1, such as 0.7; came {want}")
+        if figure is not None and figure.suffix.lower() not in (".png", ".svg"):
+            raise ValueError(f"--figure is a .png or .svg file, not {figure.name!r}")
+        from metaser import learning_curve as library
+
+        found, features = _prepare(task, data, folders or (), classes, jobs, cache)
+        speakers = "any" if any_speaker else "disjoint"
+        queries = queries or library.usual_queries(found)
+        try:
+            shots = library.possible_shots(found, queries, speakers, seed)
+        except ValueError as error:
+            hint = "" if any_speaker else ", or say --any-speaker"
+            raise ValueError(f"{error} (with {queries} queries: --queries){hint}") from error
+        scores = library.measure(found, features, shots, queries, episodes, seed, speakers)
+        _print_curve(found, scores, queries, any_speaker)
+        fitted, resampled = None, []
+        if want is not None or len(scores) >= library.FEWEST:
+            import numpy as np
+
+            fitted = library.fit(scores)
+            resampled = library.resample(scores, np.random.default_rng(seed))
+            typer.echo(
+                f"fit: UAR(K) = {fitted.limit:.3f} - {fitted.loss:.3f} · K^-{fitted.rate:.2f}"
+            )
+        if want is not None:
+            asked = library.need(fitted, resampled, want)
+            typer.echo(library.tell(asked, fitted, want, shots))
+        if figure is not None:
+            chance = 1 / len(found.classes)
+            library.draw(figure, scores, fitted, resampled, found.name, chance, want)
+            typer.echo(f"figure: {figure}")
+
+
+def _prepare(task: str, data, folders, classes: str, jobs: int, cache):
+    """The task with the wanted classes, and its normalised statistics."""
+    from dataclasses import replace
+
+    from metaser.episodes import join_same_audio
+    from metaser.features import extract, make_frontend, normalise
+    from metaser.labels import nearest
+    from metaser.tasks import read_task
+
+    found = read_task(task, data, folders)
+    features = extract(
+        found, make_frontend({"name": "statistics"}), cache, jobs=jobs, progress=True
+    )
+    features = normalise(features, found, "corpus")
+    wanted = [name for name in classes.split(",") if name] or list(found.counts)
+    for name in wanted:
+        if name not in found.counts:
+            raise ValueError(
+                f"{found.name} has no clips of class {name!r}.{nearest(name, found.counts)} "
+                f"It has {', '.join(found.counts)}"
+            )
+    found = replace(join_same_audio(found, features.hashes), classes=tuple(wanted))
+    return found, features
+
+
+def _print_curve(task, scores: dict, queries: int, any_speaker: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from metaser.stats import intervals
+
+    chance = 1 / len(task.classes)
+    table = Table(header_style="bold", title=f"{task.name}: logistic regression, statistics")
+    for name in ("clips a class", "UAR", "95 % interval", "episodes"):
+        table.add_column(name, justify="right")
+    for shots, mean in intervals(scores).items():
+        told = f"{mean.low:.1%} to {mean.high:.1%}"
+        table.add_row(str(shots), f"{mean.mean:.1%}", told, str(mean.episodes))
+    Console().print(table)
+    apart = (
+        "speakers may be on both sides, so scores are better than on new people"
+        if any_speaker
+        else "no speaker is both learnt from and tested on"
+    )
+    typer.echo(
+        f"classes {', '.join(task.classes)} (chance {chance:.0%}); {queries} clips a class tested "
+        f"on; {apart}. Features are standardised over all clips. Intervals are over draws of these "
+        "clips; other speakers may differ more."
+    )
+
+
+def select(
+    count: Annotated[int, typer.Option(min=1, help="Clips to choose.")],
+    audio: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of unlabelled recordings.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A task: chosen among its audio without a label."),
+    ] = None,
+    data: Data = None,
+    folders: Folders = None,
+    strategy: Annotated[
+        str, typer.Option(help="k_means (ahead of chance where measured), k_centre or random.")
+    ] = "k_means",
+    speaker: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="Field of the names that is the speaker: 1, folder1 …"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random numbers.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="CSV to write, with an empty column for the emotion.")
+    ] = None,
+    jobs: Jobs = 1,
+) -> None:
+    """Propose which unlabelled clips to label next: those that cover the sound of all."""
+    with plain_errors():
+        from metaser import labelling
+        from metaser.labels import nearest
+
+        if (audio is None) == (task is None):
+            raise ValueError("say either --audio DIR or --task NAME, one of the two")
+        if strategy not in labelling.STRATEGIES:
+            known = ", ".join(labelling.STRATEGIES)
+            raise ValueError(
+                f"--strategy is one of {known}, not {strategy!r}."
+                f"{nearest(strategy, labelling.STRATEGIES)}"
+            )
+        if out is not None and out.exists():
+            raise FileExistsError(f"{out} is there already; name a file that is not")
+        folder, files = _unlabelled(audio, task, data, folders or ())
+        who = _speakers_of(files, speaker) if speaker else None
+        if count > len(files):
+            raise ValueError(f"there are {len(files)} clips without a label, fewer than {count}")
+        import numpy as np
+
+        values = labelling.standardise(labelling.hear([folder / file for file in files], jobs))
+        choose = labelling.STRATEGIES[strategy]
+        chosen = choose(values, count, np.random.default_rng(seed), who)
+        if out is None:
+            typer.echo("\n".join(files[i] for i in chosen))
+        else:
+            _write(out, [files[i] for i in chosen], [who[i] for i in chosen] if who else None)
+            typer.echo(f"{out}: {count} of {len(files)} clips below {folder}; fill in the emotion")
+
+
+def _unlabelled(audio: Path | None, task: str | None, data, folders) -> tuple[Path, list[str]]:
+    from metaser.new_task import find_audio
+    from metaser.tasks import read_task
+
+    if audio is not None:
+        return audio, find_audio(audio)
+    found = read_task(task, data, folders)
+    if found.table is None:
+        raise FileNotFoundError(
+            f"the audio of {found.name} is not present: name the folder above it by --data"
+        )
+    labelled = set(found.table["file"])
+    files = [file for file in find_audio(found.audio) if file not in labelled]
+    if not files:
+        raise ValueError(f"every clip of {found.name} has a label already; nothing to choose")
+    return found.audio, files
+
+
+def _speakers_of(files: list[str], wanted: str) -> list[str]:
+    from metaser.new_task import name_fields, named_field
+
+    values = named_field(name_fields(files), wanted).values
+    if len(values) < len(files):
+        raise ValueError(
+            f"field {wanted} is in {len(values)} of {len(files)} names only, because their forms "
+            "differ: rename the others, or leave --speaker out"
+        )
+    return list(values)
+
+
+def _write(path: Path, files: list[str], who: list[str] | None) -> None:
+    import os
+
+    import pandas as pd
+
+    speakers = {"speaker": who} if who else {"speaker": ""}
+    part = path.with_name(f".{path.name}.part")
+    pd.DataFrame({"file": files, **speakers, "emotion": ""}).to_csv(part, index=False)
+    os.replace(part, path)
