@@ -81,6 +81,22 @@ METHODS = {
         "Fine-tuning with rehearsal",
         "trained jointly, then fine-tuned on the support set while rehearsing source clips",
     ),
+    "adversarial": (
+        "Adversarial (DANN)",
+        "trained jointly so that speaker and corpus are hard to tell, then all of it fine-tuned",
+    ),
+    "contrastive": (
+        "Contrastive",
+        "trained jointly, clips of a class drawn together across languages, then fine-tuned",
+    ),
+    "metaser_adversarial": (
+        "MetaSER, adversarial",
+        "MetaSER whose outer loss makes speaker and corpus hard to tell",
+    ),
+    "metaser_contrastive": (
+        "MetaSER, contrastive",
+        "MetaSER whose outer loss draws clips of a class together across languages",
+    ),
     "head_tuning": ("Head tuning", "trained jointly on the sources, then its head fine-tuned"),
     "logistic_regression": (
         "Logistic regression",

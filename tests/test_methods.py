@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ HASTE = {
     "transser": {"rate": 0.03, "steps": 100},
     "fine_tuning": {"rate": 0.03},
     "head_tuning": {"rate": 0.03, "steps": 100},
+    "adversarial": {"rate": 0.03},
+    "contrastive": {"rate": 0.03},
     "mldg": {"rate": 0.03},
     "boil": {"inner_rate": 1.0},
     "from_scratch": {"rate": 0.03},
@@ -39,6 +42,8 @@ def _make(name: str, hidden=16, **arguments):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Model(MLP(CHANNELS, (hidden,)), len(CLASSES), 8)
+        if "domains" in inspect.signature(kind).parameters:
+            arguments = {"domains": {"speaker": 6, "corpus": 1}} | arguments
         return kind(model=model, **arguments).eval()
 
 
@@ -58,13 +63,15 @@ def _equal(one, other) -> bool:
 @pytest.fixture(scope="module")
 def episode(make_task, plant):
     task = make_task(clips=10)
-    return tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+    drawn = tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+    return replace(drawn, other=drawn.query)
 
 
 @pytest.fixture(scope="module")
 def lacking(make_task, plant):
     task = make_task(clips=10, classes=("angry", "neutral", "sad"))
-    return tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+    drawn = tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+    return replace(drawn, other=drawn.query)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from metaser.batch import Batch, EpisodeBatch
 from metaser.losses import cross_entropy
 from metaser.methods.fine_tune import tune_all, tune_head
 from metaser.methods.inner_loop import Predictor, check_steps, check_support, task_loss
+from metaser.methods.outer_terms import make_terms
 from metaser.model import Model
 
 
@@ -30,6 +31,11 @@ class Transfer(nn.Module):
     rehearsal : float
         Clips a class, at least 0, that the source clips count as while everything is fine-tuned,
         see ``tune_all``.
+    terms : dict, optional
+        Further terms of the loss while pre-training, as arguments of ``OuterTerms``:
+        ``{"adversary": 0.1}`` is domain-adversarial training.
+    domains : dict of str to int, optional
+        Speakers and corpora of the sources, for adversaries.
 
     References
     ----------
@@ -50,6 +56,8 @@ class Transfer(nn.Module):
         steps: int = 50,
         rate: float = 1e-3,
         rehearsal: float = 0.0,
+        terms: dict[str, float] | None = None,
+        domains: dict[str, int] | None = None,
     ):
         super().__init__()
         if order not in ("sequential", "mixed"):
@@ -65,8 +73,16 @@ class Transfer(nn.Module):
         self.rate = rate
         self.rehearsal = rehearsal
         self.sources: list[Batch] = []
+        self.terms = make_terms(model, terms, domains)
+        self.hears_other = self.terms is not None and self.terms.contrast > 0
+        self.progress = 1.0
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
+        """Cross-entropy over all clips of the episode, and the further terms."""
+        own = self.validation_loss(episode)
+        return own if self.terms is None else own + self.terms(self.model, episode, self.progress)
+
+    def validation_loss(self, episode: EpisodeBatch) -> Tensor:
         """Cross-entropy over all clips of the episode."""
         return task_loss(self.model, {}, episode.joined())
 
