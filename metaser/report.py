@@ -73,6 +73,14 @@ METHODS = {
         "TransSER",
         "trained on one source after the other, dense layers fine-tuned on the support set",
     ),
+    "transser_released": (
+        "TransSER, as released",
+        "trained on all sources, new dense layers fine-tuned on the support set with small steps",
+    ),
+    "multiser_released": (
+        "MultiSER, as released",
+        "one emotion drawn a step; the support set joins the source clips, all is trained on",
+    ),
     "fine_tuning": (
         "Fine-tuning",
         "trained jointly on the sources, then all of it fine-tuned on the support set",

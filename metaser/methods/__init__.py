@@ -10,6 +10,7 @@ from metaser.methods.baselines import Constant, LogisticRegression
 from metaser.methods.maml import MAML
 from metaser.methods.mldg import MLDG
 from metaser.methods.multitask import Multitask
+from metaser.methods.multitask_released import MultitaskReleased
 from metaser.methods.protonet import ProtoNet
 from metaser.methods.reptile import Reptile
 from metaser.methods.ridge import Ridge
@@ -33,6 +34,10 @@ METHODS = {
     "mldg": MLDG,
     "multiser": Multitask,
     "transser": partial(Transfer, order="sequential", trainable="head"),
+    "transser_released": partial(
+        Transfer, trainable="head", steps=2500, rate=2e-5, cycle="released", fresh_head=True
+    ),
+    "multiser_released": MultitaskReleased,
     "fine_tuning": Transfer,
     "head_tuning": partial(Transfer, trainable="head"),
     "zero_shot": partial(Transfer, steps=0),

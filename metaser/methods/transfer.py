@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
 from metaser.losses import cross_entropy
-from metaser.methods.fine_tune import tune_all, tune_head
+from metaser.methods.fine_tune import CYCLES, tune_all, tune_head
 from metaser.methods.inner_loop import Predictor, check_steps, check_support, task_loss
 from metaser.methods.outer_terms import make_terms
 from metaser.model import Model
@@ -31,6 +31,11 @@ class Transfer(nn.Module):
     rehearsal : float
         Clips a class, at least 0, that the source clips count as while everything is fine-tuned,
         see ``tune_all``.
+    cycle : {"paper", "released"}
+        How the rate of the head's fine-tuning runs up and down, see ``fine_tune.CYCLES``.
+    fresh_head : bool
+        Fine-tune a head drawn at random, as the released code of the paper does, which loads the
+        weights of the recurrent layers alone.
     terms : dict, optional
         Further terms of the loss while pre-training, as arguments of ``OuterTerms``:
         ``{"adversary": 0.1}`` is domain-adversarial training.
@@ -42,7 +47,7 @@ class Transfer(nn.Module):
     Chopra et al., "Meta-Learning for Low-Resource Speech Emotion Recognition", ICASSP 2021.
     """
 
-    ADAPTATION = frozenset({"trainable", "steps", "rate", "rehearsal"})
+    ADAPTATION = frozenset({"trainable", "steps", "rate", "rehearsal", "cycle", "fresh_head"})
     """Arguments that matter only after training."""
 
     stackable = True
@@ -56,6 +61,8 @@ class Transfer(nn.Module):
         steps: int = 50,
         rate: float = 1e-3,
         rehearsal: float = 0.0,
+        cycle: str = "paper",
+        fresh_head: bool = False,
         terms: dict[str, float] | None = None,
         domains: dict[str, int] | None = None,
     ):
@@ -64,6 +71,12 @@ class Transfer(nn.Module):
             raise ValueError(f"order must be 'sequential' or 'mixed', not {order!r}")
         if trainable not in ("head", "all"):
             raise ValueError(f"trainable must be 'head' or 'all', not {trainable!r}")
+        if cycle not in CYCLES:
+            raise ValueError(f"cycle must be one of {sorted(CYCLES)}, not {cycle!r}")
+        if trainable == "all" and (cycle != "paper" or fresh_head):
+            raise ValueError(
+                "cycle and fresh_head are of the head's tuning: set trainable = 'head'"
+            )
         check_steps(steps=steps)
         self.model = model
         self.order = order
@@ -72,6 +85,8 @@ class Transfer(nn.Module):
         self.steps = steps
         self.rate = rate
         self.rehearsal = rehearsal
+        self.cycle = cycle
+        self.fresh_head = fresh_head
         self.sources: list[Batch] = []
         self.terms = make_terms(model, terms, domains)
         self.hears_other = self.terms is not None and self.terms.contrast > 0
@@ -99,5 +114,13 @@ class Transfer(nn.Module):
         """Fine-tune on labelled clips of a language; the method itself stays as it is."""
         check_support(support)
         if self.trainable == "head":
-            return tune_head(self.model, support, cross_entropy, self.steps, self.rate)
+            return tune_head(
+                self.model,
+                support,
+                cross_entropy,
+                self.steps,
+                self.rate,
+                self.cycle,
+                self.fresh_head,
+            )
         return tune_all(self.model, support, self.steps, self.rate, self.sources, self.rehearsal)
