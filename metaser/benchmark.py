@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -682,7 +682,9 @@ def _rows(protocol: Protocol, job: Job, materials, done, checkpoints) -> Iterato
                 continue
             row = score_cell(protocol, setup, method, key, materials[key[2]])
             parameters = getattr(method, "parameters", list)()
+            generated = getattr(method, "quality", None)
             yield row | {
+                **({"generated": asdict(generated)} if generated else {}),
                 "protocol": protocol.name,
                 "sources": list(job.sources),
                 "settings": settings(protocol, job.setup, label),

@@ -114,6 +114,10 @@ METHODS = {
         "Logistic regression + sources",
         "on pooled features of the sources and the support set",
     ),
+    "gan_augmentation": (
+        "GAN augmentation",
+        "logistic regression on the support set and on vectors that a GAN generates from it",
+    ),
     "from_scratch": ("From scratch", "the same network trained on the support set alone"),
     "zero_shot": ("Zero-shot", "trained on the sources, not adapted"),
     "majority": ("Majority", "always the most frequent class"),

@@ -44,6 +44,8 @@ LAYERS = {
     "methods.meta_batch": 3,
     "methods.diagnosis": 3,
     "methods.outer_terms": 3,
+    "methods.baselines": 3,
+    "feature_gan": 3,
     "methods": 4,
     "training": 4,
     "benchmark": 5,

@@ -26,6 +26,7 @@ HASTE = {
     "adversarial": {"rate": 0.03},
     "contrastive": {"rate": 0.03},
     "mldg": {"rate": 0.03},
+    "gan_augmentation": {"steps": 100},
     "boil": {"inner_rate": 1.0},
     "from_scratch": {"rate": 0.03},
 }

@@ -7,6 +7,7 @@ A method has ``adapt(support) -> predictor`` and, if it learns by gradient steps
 from functools import partial
 
 from metaser.methods.baselines import Constant, LogisticRegression
+from metaser.methods.gan_augmentation import GANAugmentation
 from metaser.methods.maml import MAML
 from metaser.methods.mldg import MLDG
 from metaser.methods.multitask import Multitask
@@ -48,6 +49,7 @@ METHODS = {
     "metaser_contrastive": partial(MAML, terms={"contrast": 0.1}),
     "logistic_regression": LogisticRegression,
     "logistic_regression_sources": partial(LogisticRegression, use_sources=True),
+    "gan_augmentation": GANAugmentation,
     "majority": partial(Constant, guess="majority"),
     "chance": partial(Constant, guess="chance"),
 }
