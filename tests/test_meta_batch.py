@@ -36,6 +36,7 @@ SMALL = {
     "multiscale_cnn": {"kernels": (3, 5), "filters": 2},
     "recurrent": {"hidden": 4, "layers": 2},
     "gru_attention": {"hidden": 2, "pool": 2},
+    "daae": {"width": 4, "tokens": 2, "heads": 2},
     "modality_hopping": {"hidden": 2, "streams": (2, 1), "pool": 2},
     "modality_hopping_paper": {"hidden": 2, "hops": 2},
     "segment_sequence": _SEGMENTS,

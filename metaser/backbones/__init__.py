@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from metaser.backbones.autoencoder import Autoencoder
 from metaser.backbones.gated_recurrent import GatedRecurrent
 from metaser.backbones.key_sparse_transformer import KeySparseTransformer
 from metaser.backbones.mlp import MLP
@@ -12,6 +13,7 @@ from metaser.backbones.replknet import RepLKNet
 from metaser.backbones.segment_sequence import SegmentSequence
 
 BACKBONES = {
+    "daae": Autoencoder,
     "gru_attention": GatedRecurrent,
     "key_sparse_transformer": KeySparseTransformer,
     "key_sparse_transformer_paper": partial(
