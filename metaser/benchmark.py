@@ -729,6 +729,15 @@ def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: J
         return kind(model, **arguments).eval()
 
 
+def trained_method(protocol: Protocol, job: Job, materials, checkpoints: Path):
+    """The first method of a job, trained; from its checkpoint, if there is one."""
+    setup = protocol.setups[job.setup]
+    method = build_method(job.methods[0], setup, protocol, materials, job)
+    if _is_trained(method):
+        _train(method, protocol, setup, job, materials, checkpoints)
+    return method
+
+
 def _train(method, protocol: Protocol, setup: Setup, job: Job, materials, folder) -> dict:
     """Train a method, with checkpoints in ``folder`` if given; return the history's last entry."""
     sources, validation = [], []

@@ -93,6 +93,10 @@ METHODS = {
         "Adversarial (DANN)",
         "trained jointly so that speaker and corpus are hard to tell, then all of it fine-tuned",
     ),
+    "daae": (
+        "DAAE",
+        "autoencoder with adversaries of speaker and corpus, trained jointly, then fine-tuned",
+    ),
     "contrastive": (
         "Contrastive",
         "trained jointly, clips of a class drawn together across languages, then fine-tuned",

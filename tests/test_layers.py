@@ -35,6 +35,7 @@ LAYERS = {
     "backbones": 2,
     "features": 2,
     "domains": 2,
+    "probe": 1,
     "store": 1,
     "episodes": 3,
     "augmentation": 3,
