@@ -98,13 +98,21 @@ def test_the_adversary_hides_speaker_and_corpus_and_not_the_emotion():
 
 def test_the_table_compares_with_the_first_method():
     rows = [
-        {"method": m, "seed": s, "clips": "sources", "read": "speaker", "corpus": c, "uar": u}
+        {
+            "setup": "x",
+            "method": m,
+            "seed": s,
+            "clips": "sources",
+            "read": "speaker",
+            "corpus": c,
+            "uar": u,
+        }
         for m, base in (("off", 0.5), ("on", 0.3))
         for s in range(3)
         for c, u in (("a", base + 0.01 * s), ("b", base + 0.1))
     ]
-    text = table(rows)
-    assert "| sources | speaker | off | 55.5 [" in text and "; 6]" in text
+    text = table(rows, ["off", "on"])
+    assert "| x | sources | speaker | off | 55.5 [" in text and "; 6]" in text
     (line,) = [line for line in text.splitlines() if "| on |" in line]
     assert "-20.0 [" in line
 
@@ -151,7 +159,7 @@ chance = {}
     result = CliRunner().invoke(app, [*arguments, "fine_tuning,zero_shot,adversarial"])
     assert result.exit_code == 0, result.output
     text = (tmp_path / "probe.md").read_text(encoding="utf-8")
-    assert "| sources | corpus | adversarial |" in text
-    assert "| targets | emotion | zero_shot |" in text
+    assert "| s | sources | corpus | adversarial |" in text
+    assert "| s | targets | emotion | zero_shot |" in text
     result = CliRunner().invoke(app, [*arguments, "chance"])
     assert result.exit_code == 2 and "chance has no embeddings" in result.output

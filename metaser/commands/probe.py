@@ -10,6 +10,8 @@ import typer
 
 from metaser.commands.options import Cache, Data, Folders, plain_errors
 
+CELL = ("setup", "clips", "read", "method")
+
 
 def probe(
     protocol: Annotated[str, typer.Argument(help="Name of a protocol, or path of its TOML file.")],
@@ -29,7 +31,8 @@ def probe(
     with plain_errors():
         plan = read_protocol(protocol)
         rows = list(_measure(plan, methods.split(","), out, data, tasks or (), cache))
-        text = table(rows)
+        text = table(rows, methods.split(","))
+        out.mkdir(parents=True, exist_ok=True)
         _write(out / "probe.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
         _write(out / "probe.md", text)
     typer.echo(text)
@@ -89,36 +92,38 @@ def _probe(materials, plan, method) -> dict[str, dict[str, float]]:
     return probe(torch.cat(embeddings).numpy(), voices, corpus, emotion)
 
 
-def table(rows: Sequence[dict]) -> str:
+def table(rows: Sequence[dict], methods: Sequence[str]) -> str:
     """Markdown: mean over seeds and corpora with its interval, and the difference to the first."""
     from metaser.stats import interval, paired_test
 
-    def scores(method: str, clips: str, read: str) -> list[list[float]]:
-        own = [r for r in rows if (r["method"], r["clips"], r["read"]) == (method, clips, read)]
-        return [[r["uar"] for r in own if r["seed"] == seed] for seed in seeds]
+    def scores(*cell: str) -> list[list[float]]:
+        own = [row for row in rows if tuple(row[name] for name in CELL) == cell]
+        return [[row["uar"] for row in own if row["seed"] == seed] for seed in seeds]
 
     seeds = sorted({row["seed"] for row in rows})
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    kinds = list(dict.fromkeys((row["clips"], row["read"]) for row in rows))
+    cells = dict.fromkeys(tuple(row[name] for name in CELL) for row in rows)
+    kinds = dict.fromkeys((setup, clips, read) for setup, clips, read, _ in cells)
     lines = [
-        f"Mean recall (UAR, %) of a logistic regression on embeddings, over corpora and "
+        "Mean recall (UAR, %) of a logistic regression on embeddings, over corpora and "
         f"{len(seeds)} seeds [95 % interval; scores]. Corpus and emotion are read from speakers "
         f"that the reader has not heard. Differences are to {methods[0]}, corpus by corpus and "
         "seed by seed.",
         "",
-        "| clips | read | method | UAR | difference |",
-        "|---|---|---|---|---|",
+        "| setup | clips | read | method | UAR | difference |",
+        "|---|---|---|---|---|---|",
     ]
-    for clips, read in kinds:
-        first = scores(methods[0], clips, read)
+    for kind in kinds:
+        first = scores(*kind, methods[0])
         for method in methods:
-            own = scores(method, clips, read)
-            mean = interval(own)
-            cells = [clips, read, method, f"{_percent(mean.mean, mean)}; {mean.episodes}]", ""]
-            if method != methods[0]:
-                gap = paired_test(own, first)
-                cells[4] = f"{_percent(gap.difference, gap, '+')}], p = {gap.p:.3f}"
-            lines.append(f"| {' | '.join(cells)} |")
+            if (*kind, method) not in cells:
+                continue
+            own = scores(*kind, method)
+            mean, gap = interval(own), ""
+            if method != methods[0] and (*kind, methods[0]) in cells:
+                found = paired_test(own, first)
+                gap = f"{_percent(found.difference, found, '+')}], p = {found.p:.3f}"
+            value = f"{_percent(mean.mean, mean)}; {mean.episodes}]"
+            lines.append(f"| {' | '.join([*kind, method, value, gap])} |")
     return "\n".join(lines) + "\n"
 
 
