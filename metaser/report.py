@@ -91,7 +91,7 @@ METHODS = {
     ),
     "adversarial": (
         "Adversarial (DANN)",
-        "trained jointly so that speaker and corpus are hard to tell, then all of it fine-tuned",
+        "trained jointly against adversaries of speaker and corpus, then all of it fine-tuned",
     ),
     "daae": (
         "DAAE",
@@ -103,7 +103,7 @@ METHODS = {
     ),
     "metaser_adversarial": (
         "MetaSER, adversarial",
-        "MetaSER whose outer loss makes speaker and corpus hard to tell",
+        "MetaSER with adversaries of speaker and corpus in its outer loss",
     ),
     "metaser_contrastive": (
         "MetaSER, contrastive",
