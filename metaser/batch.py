@@ -1,7 +1,7 @@
 """The only tensor containers: padded sequences, labelled batches, the two sides of an episode."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,52 +58,75 @@ class Batch:
         (clips,) int64 class indices.
     classes : Tensor
         (classes,) bool; which of the protocol's classes the task of these clips has.
+    domains : dict of str to Tensor
+        (clips,) int64 numbers of what an adversary should not hear, "speaker" and "corpus", unique
+        over the source tasks of a training; empty where nobody asks.
     """
 
     modalities: dict[str, Padded]
     targets: Tensor
     classes: Tensor
+    domains: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, rows) -> "Batch":
         chosen = {name: padded[rows] for name, padded in self.modalities.items()}
-        return Batch(chosen, self.targets[rows], self.classes)
+        domains = {name: numbers[rows] for name, numbers in self.domains.items()}
+        return Batch(chosen, self.targets[rows], self.classes, domains)
 
     def to(self, device: str | torch.device) -> "Batch":
         """The same clips on another device."""
         moved = {
             name: padded.map(lambda x: x.to(device)) for name, padded in self.modalities.items()
         }
-        return Batch(moved, self.targets.to(device), self.classes.to(device))
+        domains = {name: numbers.to(device) for name, numbers in self.domains.items()}
+        return Batch(moved, self.targets.to(device), self.classes.to(device), domains)
 
 
 @dataclass(frozen=True)
 class EpisodeBatch:
     """The tensors of one episode: a method adapts to ``support`` and is judged on ``query``.
 
-    In a stack of episodes (``stack``) every tensor has a leading dimension of tasks.
+    In a stack of episodes (``stack``) every tensor has a leading dimension of tasks. ``other``
+    holds clips of another source task, for methods that ask for them (``hears_other``).
     """
 
     support: Batch
     query: Batch
+    other: Batch | None = None
+
+    def map(self, function: Callable[[Batch], Batch]) -> "EpisodeBatch":
+        """Apply a function to every side."""
+        other = None if self.other is None else function(self.other)
+        return EpisodeBatch(function(self.support), function(self.query), other)
 
     def to(self, device: str | torch.device) -> "EpisodeBatch":
         """The same episode on another device."""
-        return EpisodeBatch(self.support.to(device), self.query.to(device))
+        return self.map(lambda batch: batch.to(device))
 
     def joined(self) -> Batch:
         """Support and query as one batch, for methods that learn from all clips alike."""
-        pairs = [
-            (self.support.modalities[m], self.query.modalities[m]) for m in self.support.modalities
-        ]
-        joined = [_join_padded(*_equally_long(pair)) for pair in pairs]
-        return Batch(
-            dict(zip(self.support.modalities, joined)),
-            torch.cat([self.support.targets, self.query.targets], dim=-1),
-            self.support.classes,
-        )
+        return join([self.support, self.query])
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Put the clips of batches, or of stacks of batches, one after the other into one.
+
+    It has the classes that any of them has.
+    """
+    modalities = {
+        name: _join_padded([batch.modalities[name] for batch in batches])
+        for name in batches[0].modalities
+    }
+    domains = {
+        name: torch.cat([batch.domains[name] for batch in batches], dim=-1)
+        for name in batches[0].domains
+    }
+    targets = torch.cat([batch.targets for batch in batches], dim=-1)
+    classes = torch.stack([batch.classes for batch in batches]).any(dim=0)
+    return Batch(modalities, targets, classes, domains)
 
 
 def check_modalities(modalities: dict[str, Padded]) -> None:
@@ -139,9 +162,11 @@ def stack(episodes: Sequence[EpisodeBatch]) -> EpisodeBatch:
     ValueError
         If the numbers of clips differ.
     """
+    others = [episode.other for episode in episodes if episode.other is not None]
     return EpisodeBatch(
         stack_batches([episode.support for episode in episodes]),
         stack_batches([episode.query for episode in episodes]),
+        stack_batches(others) if others else None,
     )
 
 
@@ -155,7 +180,11 @@ def stack_batches(batches: Sequence[Batch]) -> Batch:
         for name in batches[0].modalities
     }
     targets = torch.stack([batch.targets for batch in batches])
-    return Batch(modalities, targets, torch.stack([batch.classes for batch in batches]))
+    classes = torch.stack([batch.classes for batch in batches])
+    domains = {
+        name: torch.stack([batch.domains[name] for batch in batches]) for name in batches[0].domains
+    }
+    return Batch(modalities, targets, classes, domains)
 
 
 def _equally_long(parts: Sequence[Padded]) -> list[Padded]:
@@ -164,8 +193,12 @@ def _equally_long(parts: Sequence[Padded]) -> list[Padded]:
     return [part.lengthened(frames) for part in parts]
 
 
-def _join_padded(a: Padded, b: Padded) -> Padded:
-    return Padded(torch.cat([a.values, b.values], dim=-3), torch.cat([a.mask, b.mask], dim=-2))
+def _join_padded(parts: Sequence[Padded]) -> Padded:
+    parts = _equally_long(parts)
+    return Padded(
+        torch.cat([part.values for part in parts], dim=-3),
+        torch.cat([part.mask for part in parts], dim=-2),
+    )
 
 
 def _stack_padded(parts: Sequence[Padded]) -> Padded:

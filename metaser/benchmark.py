@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -28,6 +28,7 @@ from metaser.audio import content_hash
 from metaser.backbones import make_backbone
 from metaser.cluster import workplace
 from metaser.distributed import from_first, is_shared, process_group, rank
+from metaser.domains import count_domains, number_domains
 from metaser.episodes import (
     SplitSampler,
     TaskSampler,
@@ -381,10 +382,12 @@ def _memory(protocol: Protocol, setup: Setup, job: Job, materials) -> int:
         return 0
     engine = MetaBatch(method, setup.training.engine)
     drawn = []
-    for name in job.sources:
-        sources, _ = source_episodes(materials[name], protocol.classes, setup.training, job.seed)
+    for material in _numbered(materials, job):
+        sources, _ = source_episodes(material, protocol.classes, setup.training, job.seed)
         drawn += [source.draw(0) for source in sources]
     largest = max(drawn, key=lambda episode: len(episode.support) + len(episode.query))
+    if getattr(method, "hears_other", False):
+        largest = replace(largest, other=largest.query)
     tasks, needed = engine.plan(largest)
     return needed * min(tasks, setup.training.meta_batch) // tasks
 
@@ -511,7 +514,7 @@ def method_type(label: str, setup: Setup):
     entry = METHODS[name]
     preset = entry.keywords if isinstance(entry, functools.partial) else {}
     kind = entry.func if isinstance(entry, functools.partial) else entry
-    known = set(inspect.signature(kind).parameters) - {"model"}
+    known = set(inspect.signature(kind).parameters) - {"model", "domains"}
     for key in arguments:
         if key not in known:
             raise ValueError(
@@ -716,7 +719,9 @@ def _rows(protocol: Protocol, job: Job, materials, done, checkpoints) -> Iterato
                 continue
             row = score_cell(protocol, setup, method, key, materials[key[2]])
             parameters = getattr(method, "parameters", list)()
+            generated = getattr(method, "quality", None)
             yield row | {
+                **({"generated": asdict(generated)} if generated else {}),
                 "protocol": protocol.name,
                 "sources": list(job.sources),
                 "chosen": setup.choose and setup.choose.model_dump(),
@@ -760,14 +765,25 @@ def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: J
             setup.batch_norm,
             frontend,
         )
+        if "domains" in inspect.signature(kind).parameters:
+            arguments["domains"] = count_domains([materials[name].task for name in job.sources])
         return kind(model, **arguments).eval()
+
+
+def trained_method(protocol: Protocol, job: Job, materials, checkpoints: Path):
+    """The first method of a job, trained; from its checkpoint, if there is one."""
+    setup = protocol.setups[job.setup]
+    method = build_method(job.methods[0], setup, protocol, materials, job)
+    if _is_trained(method):
+        _train(method, protocol, setup, job, materials, checkpoints)
+    return method
 
 
 def _train(method, protocol: Protocol, setup: Setup, job: Job, materials, folder) -> dict:
     """Train a method, with checkpoints in ``folder`` if given; return the history's last entry."""
     sources, validation = [], []
-    for source in job.sources:
-        own = source_episodes(materials[source], protocol.classes, setup.training, job.seed)
+    for material in _numbered(materials, job):
+        own = source_episodes(material, protocol.classes, setup.training, job.seed)
         sources += own[0]
         validation += own[1]
     if not validation:
@@ -791,6 +807,19 @@ def _train(method, protocol: Protocol, setup: Setup, job: Job, materials, folder
         progress=functools.partial(_tell, job, label, [time.perf_counter()]),
     )
     return history[-1]
+
+
+def _numbered(materials: dict[str, Material], job: Job) -> list[Material]:
+    """The source tasks of a training, told who speaks and in which corpus."""
+    own = [materials[name] for name in job.sources]
+    return [
+        replace(
+            material,
+            plain=replace(material.plain, domains=domains),
+            situations=tuple(replace(heard, domains=domains) for heard in material.situations),
+        )
+        for material, domains in zip(own, number_domains([material.task for material in own]))
+    ]
 
 
 def _tell(job: Job, label: str, last: list[float], step: int, loss: float) -> None:

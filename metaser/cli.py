@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from metaser import __version__
-from metaser.commands import labelling, tasks_new
+from metaser.commands import labelling, probe, tasks_new
 from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
 from metaser.commands.similarity import similarity, transferability
 
@@ -26,6 +26,7 @@ app.command()(transferability)
 tasks_app.command("new")(tasks_new.new)
 app.command()(labelling.curve)
 app.command()(labelling.select)
+app.command()(probe.probe)
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -66,11 +66,14 @@ class Features:
         (clips,) int; real frames of each clip.
     hashes : ndarray
         (clips,) str; the content of each clip's audio.
+    domains : dict of str to ndarray
+        (clips,) int64 each; see ``Batch.domains``.
     """
 
     values: np.ndarray | store.Ragged
     lengths: np.ndarray
     hashes: np.ndarray
+    domains: dict[str, np.ndarray] = field(default_factory=dict)
 
     def batch(self, rows: np.ndarray, targets: np.ndarray, classes: np.ndarray) -> Batch:
         """Gather clips into a labelled batch, padded to the longest of them.
@@ -99,7 +102,10 @@ class Features:
         mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
         values = self.values[rows][:, : mask.shape[1]]
         padded = Padded(torch.from_numpy(values), torch.from_numpy(mask))
-        return Batch({"audio": padded}, torch.from_numpy(targets), torch.from_numpy(classes))
+        domains = {name: torch.from_numpy(ids[rows]) for name, ids in self.domains.items()}
+        return Batch(
+            {"audio": padded}, torch.from_numpy(targets), torch.from_numpy(classes), domains
+        )
 
 
 def is_learnable(arguments: dict) -> bool:

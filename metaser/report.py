@@ -73,6 +73,14 @@ METHODS = {
         "TransSER",
         "trained on one source after the other, dense layers fine-tuned on the support set",
     ),
+    "transser_released": (
+        "TransSER, as released",
+        "trained on all sources, new dense layers fine-tuned on the support set with small steps",
+    ),
+    "multiser_released": (
+        "MultiSER, as released",
+        "one emotion drawn a step; the support set joins the source clips, all is trained on",
+    ),
     "fine_tuning": (
         "Fine-tuning",
         "trained jointly on the sources, then all of it fine-tuned on the support set",
@@ -80,6 +88,26 @@ METHODS = {
     "fine_tuning_rehearsal": (
         "Fine-tuning with rehearsal",
         "trained jointly, then fine-tuned on the support set while rehearsing source clips",
+    ),
+    "adversarial": (
+        "Adversarial (DANN)",
+        "trained jointly against adversaries of speaker and corpus, then all of it fine-tuned",
+    ),
+    "daae": (
+        "DAAE",
+        "autoencoder with adversaries of speaker and corpus, trained jointly, then fine-tuned",
+    ),
+    "contrastive": (
+        "Contrastive",
+        "trained jointly, clips of a class drawn together across languages, then fine-tuned",
+    ),
+    "metaser_adversarial": (
+        "MetaSER, adversarial",
+        "MetaSER with adversaries of speaker and corpus in its outer loss",
+    ),
+    "metaser_contrastive": (
+        "MetaSER, contrastive",
+        "MetaSER whose outer loss draws clips of a class together across languages",
     ),
     "head_tuning": ("Head tuning", "trained jointly on the sources, then its head fine-tuned"),
     "logistic_regression": (
@@ -89,6 +117,10 @@ METHODS = {
     "logistic_regression_sources": (
         "Logistic regression + sources",
         "on pooled features of the sources and the support set",
+    ),
+    "gan_augmentation": (
+        "GAN augmentation",
+        "logistic regression on the support set and on vectors that a GAN generates from it",
     ),
     "from_scratch": ("From scratch", "the same network trained on the support set alone"),
     "zero_shot": ("Zero-shot", "trained on the sources, not adapted"),

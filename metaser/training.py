@@ -151,7 +151,8 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         state, best = _load(checkpoint, method, optimiser, facts)
     elif training.updates:
-        diagnose(method, sources[0].draw(0))
+        example = sources[0].draw(0)
+        diagnose(method, replace(example, other=example.query))
     engine = MetaBatch(method, training.engine, training.compile)
     recent, started = [], time.perf_counter()
     patience = math.inf if _is_sequential(method) else training.patience
@@ -246,8 +247,13 @@ def _update(
     losses = torch.zeros(len(chosen), dtype=torch.float64)
     own = share(range(len(chosen)))
     first = step * training.meta_batch
+    hears_other = getattr(method, "hears_other", False)
     drawn = [
-        _masked(_draw(*chosen[place], first + place), training, [seed, STREAM_MASKS, first + place])
+        _masked(
+            _draw(*chosen[place], first + place, hears_other),
+            training,
+            [seed, STREAM_MASKS, first + place],
+        )
         for place in own
     ]
     losses[list(own)] = torch.tensor(engine.backward(drawn, len(chosen)), dtype=torch.float64)
@@ -263,12 +269,13 @@ def _update(
     return [math.nan] * len(chosen)
 
 
-def _draw(source: Source, partner: Source, index: int) -> EpisodeBatch:
-    """An episode of a source, or support of one source and query of another."""
+def _draw(source: Source, partner: Source, index: int, hears_other: bool) -> EpisodeBatch:
+    """An episode of a source; with a partner its query set, or a third set, is the partner's."""
     episode = source.draw(index)
     if partner is source:
         return episode
-    return EpisodeBatch(episode.support, partner.draw(index).query)
+    theirs = partner.draw(index).query
+    return replace(episode, other=theirs) if hears_other else replace(episode, query=theirs)
 
 
 def _masked(episode: EpisodeBatch, training: Training, seed: list[int]) -> EpisodeBatch:
@@ -282,7 +289,7 @@ def _masked(episode: EpisodeBatch, training: Training, seed: list[int]) -> Episo
         audio = spec_augment(batch.modalities["audio"], *widths, draw)
         return replace(batch, modalities={**batch.modalities, "audio": audio})
 
-    return EpisodeBatch(mask(episode.support), mask(episode.query))
+    return episode.map(mask)
 
 
 def _stop_if_diverged(training: Training, chosen, losses: Tensor, norm: Tensor, step: int) -> None:
@@ -308,9 +315,10 @@ def _stop_if_diverged(training: Training, chosen, losses: Tensor, norm: Tensor, 
 def _choose(
     sources, method, training: Training, seed: int, step: int
 ) -> list[tuple[Source, Source]]:
-    """Sources of a step's support and query sets: one task after the other, or drawn evenly.
+    """Sources of a step's episodes: one task after the other, or drawn evenly.
 
-    Both sets come from one task, except for a method that ``pairs_tasks``.
+    Each comes with a partner: another task for a method that ``pairs_tasks`` or ``hears_other``,
+    else itself.
     """
     rng = np.random.default_rng([seed, STREAM_TASKS, step])
     names = _names(sources)
@@ -323,7 +331,7 @@ def _choose(
     chosen = []
     for name in rng.choice(turn if _is_sequential(method) else sorted(names), training.meta_batch):
         source = partner = one_of(by_name[name])
-        if getattr(method, "pairs_tasks", False):
+        if getattr(method, "pairs_tasks", False) or getattr(method, "hears_other", False):
             partner = one_of(by_name[rng.choice(_others(names, name))])
         chosen.append((source, partner))
     return chosen
@@ -333,7 +341,7 @@ def _others(names: list[str], name: str) -> list[str]:
     others = sorted(set(names) - {name})
     if not others:
         raise ValueError(
-            f"the method takes support and query sets from two source tasks, and {name} is the "
+            f"the method takes the clips of an episode from two source tasks, and {name} is the "
             "only one: add a source"
         )
     return others
@@ -347,6 +355,8 @@ def _facts(method, training: Training, seed: int) -> dict:
         for name, value in vars(method).items()
         if isinstance(value, bool | int | float | str) and name not in adaptation
     }
+    if getattr(method, "terms", None) is not None:
+        settings["terms"] = " ".join(repr(method.terms).split())
     return {
         "metaser": __version__,
         "method": type(method).__name__,

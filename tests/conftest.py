@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from metaser.domains import number_domains
 from metaser.features import Features
 from metaser.tasks import Task
 
@@ -83,7 +84,8 @@ def plant() -> Callable[..., Features]:
         values += means[[CLASSES.index(name) for name in task.table["emotion"]], None]
         values *= (np.arange(frames) < lengths[:, None])[..., None]
         hashes = np.array([f"{row:032x}" for row in range(len(lengths))])
-        return Features(values.astype(np.float32), lengths, hashes)
+        (domains,) = number_domains([task])
+        return Features(values.astype(np.float32), lengths, hashes, domains)
 
     return make
 

@@ -38,6 +38,7 @@ TINY = {
     "replknet_31b": {**_KERNELS, "blocks": (1, 1), "drop_path": 0.0},
     "replknet_tiny": _KERNELS,
     "gru_attention": {"hidden": 2, "pool": 2},
+    "daae": {"width": 4, "tokens": 2, "heads": 2},
     "modality_hopping": {"hidden": 2, "streams": (2, 1), "pool": 2},
     "modality_hopping_paper": {"hidden": 2, "hops": 2},
     "multimodal_transformer": {**_ENCODER, "pool": 2},

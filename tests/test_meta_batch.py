@@ -1,5 +1,6 @@
 """Tasks adapted together give what tasks adapted one by one give, in double precision."""
 
+import inspect
 import logging
 
 import pytest
@@ -15,6 +16,7 @@ from metaser.methods.meta_batch import MetaBatch, memory_of_task
 from metaser.model import Model
 
 CHANNELS, CLASSES = 3, 4
+DOMAINS = {"speaker": 5, "corpus": 2}
 STACKABLE = [
     name
     for name, kind in METHODS.items()
@@ -35,6 +37,7 @@ SMALL = {
     "multiscale_cnn": {"kernels": (3, 5), "filters": 2},
     "recurrent": {"hidden": 4, "layers": 2},
     "gru_attention": {"hidden": 2, "pool": 2},
+    "daae": {"width": 4, "tokens": 2, "heads": 2},
     "modality_hopping": {"hidden": 2, "streams": (2, 1), "pool": 2},
     "multimodal_transformer": {**_ENCODER, "pool": 2, "context": 2},
     "resnet18": {"widths": (2, 3)},
@@ -50,15 +53,17 @@ def _batch(clips: int, present, frames: int, generator) -> Batch:
     mask = torch.arange(frames) < lengths[:, None]
     values = torch.randn(clips, frames, CHANNELS, generator=generator, dtype=torch.float64)
     padded = Padded(values * mask[..., None], mask)
-    return Batch(
-        {"audio": padded}, labels[torch.arange(clips) % len(labels)], torch.tensor(present)
-    )
+    domains = {
+        name: torch.randint(count, (clips,), generator=generator) for name, count in DOMAINS.items()
+    }
+    targets = labels[torch.arange(clips) % len(labels)]
+    return Batch({"audio": padded}, targets, torch.tensor(present), domains)
 
 
 def _episode(seed: int, support=6, query=8, frames=4, present=(True,) * 4) -> EpisodeBatch:
     generator = torch.Generator().manual_seed(seed)
     sides = (_batch(clips, present, frames, generator) for clips in (support, query))
-    return EpisodeBatch(*sides)
+    return EpisodeBatch(*sides, other=_batch(7, (True,) * 4, frames, generator))
 
 
 EPISODES = [
@@ -74,6 +79,8 @@ def _method(name="maml", backbone="mlp", **arguments) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Model(BACKBONES[backbone](CHANNELS, **SMALL[backbone]), CLASSES)
+        if "domains" in inspect.signature(METHODS[name]).parameters:
+            arguments = {"domains": DOMAINS} | arguments
         return METHODS[name](model=model, **arguments).double()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +20,13 @@ CHANNELS = 6
 HASTE = {
     "multiser": {"rate": 0.03, "steps": 100},
     "transser": {"rate": 0.03, "steps": 100},
+    "transser_released": {"rate": 0.3, "steps": 150},
     "fine_tuning": {"rate": 0.03},
     "head_tuning": {"rate": 0.03, "steps": 100},
+    "adversarial": {"rate": 0.03},
+    "contrastive": {"rate": 0.03},
     "mldg": {"rate": 0.03},
+    "gan_augmentation": {"steps": 100},
     "boil": {"inner_rate": 1.0},
     "from_scratch": {"rate": 0.03},
 }
@@ -39,6 +44,8 @@ def _make(name: str, hidden=16, **arguments):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Model(MLP(CHANNELS, (hidden,)), len(CLASSES), 8)
+        if "domains" in inspect.signature(kind).parameters:
+            arguments = {"domains": {"speaker": 6, "corpus": 1}} | arguments
         return kind(model=model, **arguments).eval()
 
 
@@ -58,13 +65,15 @@ def _equal(one, other) -> bool:
 @pytest.fixture(scope="module")
 def episode(make_task, plant):
     task = make_task(clips=10)
-    return tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+    drawn = tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+    return replace(drawn, other=drawn.query)
 
 
 @pytest.fixture(scope="module")
 def lacking(make_task, plant):
     task = make_task(clips=10, classes=("angry", "neutral", "sad"))
-    return tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+    drawn = tensors(TaskSampler(task, CLASSES, 5, 10).episode(0), plant(task))
+    return replace(drawn, other=drawn.query)
 
 
 @pytest.fixture(autouse=True)
@@ -154,12 +163,14 @@ def test_what_arrives_after_training_changes_adaptation_alone(name, episode):
     kind = METHODS[name]
     adaptation = getattr(getattr(kind, "func", kind), "ADAPTATION", ())
     changes = {"steps": 3, "rate": 0.5, "adapt_steps": 3, "adapt_rate": 0.5, "trainable": "head"}
-    changes |= {"rehearsal": 2.0}
+    changes |= {"rehearsal": 2.0, "cycle": "released", "fresh_head": True, "batch_size": 7}
     preset = getattr(kind, "keywords", {})
     if "adapts" in preset or "head" in preset:  # these adapt by the inner loop alone
         adaptation = {"adapt_steps"}
     for argument in adaptation:
         own = {argument: changes[argument]}
+        if argument in ("cycle", "fresh_head"):
+            own["trainable"] = "head"
         if argument == "rehearsal" and "adapt_rate" in adaptation:
             own["adapt_rate"] = 0.5
         one, other = _make(name), _make(name, **own)
@@ -275,6 +286,52 @@ def test_transser_tunes_the_head_and_fine_tuning_everything(episode):
         assert (rest.abs().max() > 1e-3) == whole
 
 
+def test_the_released_transser_tunes_a_head_of_its_own_by_its_own_rate(episode):
+    """Adam's first steps at 1/20 of the highest rate, from a head that no training has seen."""
+    method, other = _make("transser_released", steps=1), _make("transser_released", steps=1)
+    nn.init.zeros_(other.model.head[0].weight)
+    query = episode.query.modalities
+    found = method.adapt(episode.support)(query)
+    assert torch.equal(found, other.adapt(episode.support)(query))
+    start = _make("transser_released", steps=0).adapt(episode.support)(query)
+    assert not torch.equal(start, _make("zero_shot").adapt(episode.support)(query))
+    far = _make("transser_released", steps=1, cycle="paper").adapt(episode.support)(query)
+    step, paper = ((scores - start).abs().max() for scores in (found, far))
+    assert 3 < paper / step < 5  # a fifth instead of a twentieth
+
+
+def test_the_released_multiser_trains_on_the_pool_of_sources_and_support(episode):
+    """One step on all clips is one of gradient descent on the binary loss of one emotion."""
+    pool = episode.joined()
+    method = _make("multiser_released", steps=1, batch_size=len(pool)).double()
+    episode = episode.map(
+        lambda batch: replace(batch, modalities={"audio": batch.modalities["audio"].map(_double)})
+    )
+    method.fit([episode.query])
+    found = method.adapt(episode.support)(episode.query.modalities)
+    pool, distances = episode.joined(), []
+    for emotion in range(4):
+        model = copy.deepcopy(method.model).train()
+        answers = model.head.answers(model.embed(pool.modalities), emotion)
+        loss = nn.functional.cross_entropy(answers, (pool.targets == emotion).long())
+        own = list(model.parameters())
+        slopes = torch.autograd.grad(loss, own, allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            for value, slope in zip(own, slopes):
+                value -= 0.1 * slope
+            model.eval()
+            yes = [
+                model.head.answers(model.embed(episode.query.modalities), k).softmax(dim=1)[:, 1]
+                for k in range(4)
+            ]
+        distances.append((found - torch.stack(yes, dim=1).log()).abs().max())
+    assert min(distances) < 1e-9 < 1e-4 < sorted(distances)[1]
+
+
+def _double(values):
+    return values.double() if values.is_floating_point() else values
+
+
 def test_metaser_adapted_by_adam_is_fine_tuning_from_its_own_start(episode):
     meta = _make("metaser", adapt_steps=7, adapt_rate=3e-3)
     plain = _make("fine_tuning", steps=7, rate=3e-3)
@@ -330,6 +387,8 @@ def test_methods_wrap_any_backbone(name, episode):
     [
         ("transser", {"order": "random"}, "'random'"),
         ("transser", {"trainable": "tail"}, "'tail'"),
+        ("transser", {"cycle": "round"}, "'round'"),
+        ("fine_tuning", {"fresh_head": True}, "trainable = 'head'"),
         ("chance", {"guess": "luck"}, "'luck'"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from metaser.backbones.autoencoder import Autoencoder
 from metaser.backbones.gated_recurrent import GatedRecurrent
 from metaser.backbones.key_sparse_transformer import KeySparseTransformer
 from metaser.backbones.mlp import MLP
@@ -19,6 +20,7 @@ from metaser.backbones.segment_sequence import SegmentSequence
 from metaser.labels import nearest
 
 BACKBONES = {
+    "daae": Autoencoder,
     "gru_attention": GatedRecurrent,
     "key_sparse_transformer": KeySparseTransformer,
     "key_sparse_transformer_paper": partial(

@@ -7,9 +7,11 @@ A method has ``adapt(support) -> predictor`` and, if it learns by gradient steps
 from functools import partial
 
 from metaser.methods.baselines import Constant, LogisticRegression
+from metaser.methods.gan_augmentation import GANAugmentation
 from metaser.methods.maml import MAML
 from metaser.methods.mldg import MLDG
 from metaser.methods.multitask import Multitask
+from metaser.methods.multitask_released import MultitaskReleased
 from metaser.methods.protonet import ProtoNet
 from metaser.methods.reptile import Reptile
 from metaser.methods.ridge import Ridge
@@ -33,12 +35,21 @@ METHODS = {
     "mldg": MLDG,
     "multiser": Multitask,
     "transser": partial(Transfer, order="sequential", trainable="head"),
+    "transser_released": partial(
+        Transfer, trainable="head", steps=2500, rate=2e-5, cycle="released", fresh_head=True
+    ),
+    "multiser_released": MultitaskReleased,
     "fine_tuning": Transfer,
     "head_tuning": partial(Transfer, trainable="head"),
     "zero_shot": partial(Transfer, steps=0),
     "from_scratch": partial(Transfer, pretrain=False),
+    "adversarial": partial(Transfer, terms={"adversary": 0.1}),
+    "contrastive": partial(Transfer, terms={"contrast": 0.1}),
+    "metaser_adversarial": partial(MAML, terms={"adversary": 0.1}),
+    "metaser_contrastive": partial(MAML, terms={"contrast": 0.1}),
     "logistic_regression": LogisticRegression,
     "logistic_regression_sources": partial(LogisticRegression, use_sources=True),
+    "gan_augmentation": GANAugmentation,
     "majority": partial(Constant, guess="majority"),
     "chance": partial(Constant, guess="chance"),
 }

@@ -33,7 +33,7 @@ class Constant:
         """Return the guesser for the support set's classes."""
         check_support(support)
         counts = torch.bincount(support.targets, minlength=len(support.classes))
-        heard = zlib.crc32(_vectors(support.modalities).tobytes())
+        heard = zlib.crc32(mean_frames(support.modalities).tobytes())
         rng = np.random.default_rng([self.seed, heard])
 
         def predict(modalities: dict[str, Padded]) -> Tensor:
@@ -72,7 +72,7 @@ class LogisticRegression:
     def adapt(self, support: Batch) -> Predictor:
         """Fit to labelled clips of a language."""
         check_support(support)
-        values = [_vectors(batch.modalities) for batch in [support, *self.sources]]
+        values = [mean_frames(batch.modalities) for batch in [support, *self.sources]]
         targets = [batch.targets.numpy() for batch in [support, *self.sources]]
         share = len(self.sources) or 1
         weights = [
@@ -92,7 +92,7 @@ class LogisticRegression:
         )
 
         def predict(modalities: dict[str, Padded]) -> Tensor:
-            clips = (_vectors(modalities) - centre) / spread
+            clips = (mean_frames(modalities) - centre) / spread
             scores = torch.full((len(clips), len(support.classes)), float("-inf"))
             logits = solver.predict_log_proba(clips)
             scores[:, solver.classes_] = torch.from_numpy(logits).to(scores.dtype)
@@ -101,5 +101,6 @@ class LogisticRegression:
         return predict
 
 
-def _vectors(modalities: dict[str, Padded]) -> np.ndarray:
+def mean_frames(modalities: dict[str, Padded]) -> np.ndarray:
+    """The mean frame of each clip (clips, channels), modalities side by side."""
     return np.concatenate([padded.mean().numpy() for padded in modalities.values()], axis=1)

@@ -1,6 +1,8 @@
 """Fine-tuning by Adam: everything or the head alone, with or without rehearsal of source clips."""
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,30 @@ REHEARSED = 128
 """Source clips that a step of rehearsal hears."""
 
 
+@dataclass(frozen=True)
+class Cycle:
+    """A cyclic learning rate.
+
+    Parameters
+    ----------
+    lowest : float
+        Lowest rate, as a share of the highest.
+    half : int
+        Steps from the lowest to the highest rate, and back.
+    mode : {"triangular", "triangular2"}
+        Keep the highest rate, or halve the distance to it after every cycle.
+    """
+
+    lowest: float
+    half: int
+    mode: str = "triangular"
+
+
+CYCLES = {"paper": Cycle(1 / 5, 8), "released": Cycle(1 / 20, 2000, "triangular2")}
+"""The cyclic rates of the MetaSER paper's baselines (2e-5 to 1e-4) and of its released code (1e-6
+to 2e-5). Neither tells the length of a cycle: the paper's is ours, the other PyTorch's default."""
+
+
 def fine_tune(
     loss: Callable[[Parameters, Tensor], Tensor],
     parameters: Parameters,
@@ -31,6 +57,7 @@ def fine_tune(
     rate: float,
     batch_size: int = 64,
     seed: int = 0,
+    cycle: str = "paper",
 ) -> Parameters:
     """Return copies of ``parameters`` fine-tuned by Adam; the originals are not changed.
 
@@ -45,19 +72,27 @@ def fine_tune(
     steps : int
         Adam steps, at least 0.
     rate : float
-        Highest learning rate. It runs in triangles between a fifth of this and this, like the
-        cyclic rate (2e-5 to 1e-4) of the MetaSER paper's baselines: eight steps up, eight down.
+        Highest learning rate.
     batch_size : int
         Clips a step, at most.
     seed : int
         Chooses the order of the clips.
+    cycle : {"paper", "released"}
+        How the rate runs up and down, see ``CYCLES``: by default in triangles between a fifth of
+        ``rate`` and ``rate``, eight steps up, eight down.
     """
     if not parameters or steps == 0:
         return parameters
     tuned = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
     optimiser = torch.optim.Adam(tuned.values(), lr=rate)
-    cycle = torch.optim.lr_scheduler.CyclicLR(
-        optimiser, base_lr=rate / 5, max_lr=rate, step_size_up=8, cycle_momentum=False
+    shape = CYCLES[cycle]
+    schedule = torch.optim.lr_scheduler.CyclicLR(
+        optimiser,
+        base_lr=rate * shape.lowest,
+        max_lr=rate,
+        step_size_up=shape.half,
+        mode=shape.mode,
+        cycle_momentum=False,
     )
     shuffle = torch.Generator().manual_seed(seed)
     order = torch.empty(0, dtype=torch.long)
@@ -69,7 +104,7 @@ def fine_tune(
             optimiser.zero_grad()
             loss(tuned, rows).backward(inputs=list(tuned.values()))
             optimiser.step()
-            cycle.step()
+            schedule.step()
     return tuned
 
 
@@ -140,10 +175,13 @@ def tune_head(
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     steps: int,
     rate: float,
+    cycle: str = "paper",
+    anew: bool = False,
 ) -> Predictor:
     """Fine-tune the head after a frozen backbone, whose embeddings are computed once.
 
-    ``loss(scores, targets, classes)`` is the scalar loss; the rest is as in ``fine_tune``.
+    ``loss(scores, targets, classes)`` is the scalar loss; ``anew`` starts from a head drawn at
+    random instead of the trained one; the rest is as in ``fine_tune``.
     """
     with torch.no_grad():
         embeddings = embed(model, support)
@@ -152,6 +190,18 @@ def tune_head(
         scores = functional_call(model.head, tuned, (embeddings[rows],))
         return loss(scores, support.targets[rows], support.classes)
 
-    tuned = fine_tune(head_loss, adaptable(model.head), len(support), steps, rate)
+    start = adaptable(_drawn_anew(model.head) if anew else model.head)
+    tuned = fine_tune(head_loss, start, len(support), steps, rate, cycle=cycle)
     whole = {f"head.{name}": value for name, value in tuned.items()}
     return predictor(model, whole, support.classes)
+
+
+def _drawn_anew(head: nn.Module) -> nn.Module:
+    """A copy of a head with initial parameters, always the same ones."""
+    head = copy.deepcopy(head)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for layer in head.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    return head

@@ -26,6 +26,7 @@ from metaser.methods.inner_loop import (
     prototypes,
     task_loss,
 )
+from metaser.methods.outer_terms import make_terms
 from metaser.model import Model
 
 RATES = ("fixed", "element", "step")
@@ -82,6 +83,10 @@ class MAML(nn.Module):
         them: the same gradient in less memory.
     back_end : {"native", "learn2learn"}
         Who runs the inner loop while training. learn2learn has plain MAML with one fixed rate.
+    terms : dict, optional
+        Further terms of the outer loss, as arguments of ``OuterTerms``: ``{"adversary": 0.1}``.
+    domains : dict of str to int, optional
+        Speakers and corpora of the sources, for adversaries.
 
     References
     ----------
@@ -110,6 +115,8 @@ class MAML(nn.Module):
         head: str = "learned",
         checkpoint_steps: bool = False,
         back_end: str = "native",
+        terms: dict[str, float] | None = None,
+        domains: dict[str, int] | None = None,
     ):
         super().__init__()
         for name, value, known in (
@@ -166,6 +173,8 @@ class MAML(nn.Module):
                 self.log_rates[name.replace(".", "/")] = nn.Parameter(start)
         if head == "prototypes":  # each episode makes its own
             model.head.requires_grad_(False)
+        self.terms = make_terms(model, terms, domains)
+        self.hears_other = self.terms is not None and self.terms.contrast > 0
 
     def _rate_shape(self, value: Tensor) -> tuple[int, ...]:
         return tuple(value.shape) if self.rates == "element" else (max(self.inner_steps, 1),)
@@ -222,11 +231,16 @@ class MAML(nn.Module):
         return [0.0] + [early] * others + [1 - early * others]
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
-        """Query loss after adapting to the support set, differentiable in the initialisation.
+        """Query loss after adapting to the support set, and the further terms.
 
         A scalar, or one value a task for a stack of episodes. ``progress``, the share of the
         training that is over, is set by the outer loop.
         """
+        own = self.validation_loss(episode)
+        return own if self.terms is None else own + self.terms(self.model, episode, self.progress)
+
+    def validation_loss(self, episode: EpisodeBatch) -> Tensor:
+        """Query loss after adapting to the support set, differentiable in the initialisation."""
         if self.back_end == "learn2learn":
             return self._learn2learn_loss(episode)
         changes = self.training and (self.first_order_share or self.multi_step_share)

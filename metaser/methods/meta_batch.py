@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ class MetaBatch:
         self.method = method
         self.mode = mode
         self._loss = torch.compile(method.loss, dynamic=False) if compile else method.loss
-        self._plans: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._plans: dict[tuple[int, ...], tuple[int, int]] = {}
 
     def backward(self, episodes: Sequence[EpisodeBatch], total: int | None = None) -> list[float]:
         """Add the gradient of the mean loss to ``.grad``; return the loss of each episode.
@@ -68,7 +69,7 @@ class MetaBatch:
             Divide by this instead of the number of episodes, where other processes have the rest.
         """
         total = total or len(episodes)
-        groups: dict[tuple[int, int, int], list[int]] = {}
+        groups: dict[tuple[int, ...], list[int]] = {}
         for index, episode in enumerate(episodes):
             groups.setdefault(_size(episode), []).append(index)
         losses = [0.0] * len(episodes)
@@ -110,7 +111,7 @@ class MetaBatch:
             how = f"tasks in turn ({obstacle})" if obstacle else f"up to {chunk} tasks stacked"
             log.info(
                 "support %d, query %d clips of up to %d frames: %s; %.0f MB a task",
-                *size,
+                *size[:3],
                 how,
                 needed / MEGABYTE,
             )
@@ -157,7 +158,7 @@ def _peak(method: nn.Module, episode: EpisodeBatch) -> int:
     return max(memory.peak, 1)
 
 
-def _refuse_beyond(available: int, needed: int, size: tuple[int, int, int]) -> None:
+def _refuse_beyond(available: int, needed: int, size: tuple[int, ...]) -> None:
     if needed > available:
         raise MemoryError(
             f"an episode of {size[0]} support and {size[1]} query clips of {size[2]} frames needs "
@@ -166,11 +167,12 @@ def _refuse_beyond(available: int, needed: int, size: tuple[int, int, int]) -> N
         )
 
 
-def _size(episode: EpisodeBatch) -> tuple[int, int, int]:
-    """Support clips, query clips, and frames of the longest, rounded up to a power of two."""
-    sides = (episode.support, episode.query)
+def _size(episode: EpisodeBatch) -> tuple[int, ...]:
+    """Support clips, query clips, frames of the longest, rounded up to a power of two; others."""
+    sides = [side for side in (episode.support, episode.query, episode.other) if side is not None]
     frames = max(p.mask.shape[-1] for side in sides for p in side.modalities.values())
-    return len(episode.support), len(episode.query), 1 << (frames - 1).bit_length()
+    others = 0 if episode.other is None else len(episode.other)
+    return len(episode.support), len(episode.query), 1 << (frames - 1).bit_length(), others
 
 
 def _padded(episode: EpisodeBatch) -> EpisodeBatch:
@@ -179,6 +181,6 @@ def _padded(episode: EpisodeBatch) -> EpisodeBatch:
 
     def longest(batch: Batch) -> Batch:
         modalities = {name: padded.lengthened(frames) for name, padded in batch.modalities.items()}
-        return Batch(modalities, batch.targets, batch.classes)
+        return replace(batch, modalities=modalities)
 
-    return EpisodeBatch(longest(episode.support), longest(episode.query))
+    return episode.map(longest)

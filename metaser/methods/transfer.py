@@ -4,8 +4,9 @@ from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
 from metaser.losses import cross_entropy
-from metaser.methods.fine_tune import tune_all, tune_head
+from metaser.methods.fine_tune import CYCLES, tune_all, tune_head
 from metaser.methods.inner_loop import Predictor, check_steps, check_support, task_loss
+from metaser.methods.outer_terms import make_terms
 from metaser.model import Model
 
 
@@ -30,13 +31,23 @@ class Transfer(nn.Module):
     rehearsal : float
         Clips a class, at least 0, that the source clips count as while everything is fine-tuned,
         see ``tune_all``.
+    cycle : {"paper", "released"}
+        How the rate of the head's fine-tuning runs up and down, see ``fine_tune.CYCLES``.
+    fresh_head : bool
+        Fine-tune a head drawn at random, as the released code of the paper does, which loads the
+        weights of the recurrent layers alone.
+    terms : dict, optional
+        Further terms of the loss while pre-training, as arguments of ``OuterTerms``:
+        ``{"adversary": 0.1}`` is domain-adversarial training.
+    domains : dict of str to int, optional
+        Speakers and corpora of the sources, for adversaries.
 
     References
     ----------
     Chopra et al., "Meta-Learning for Low-Resource Speech Emotion Recognition", ICASSP 2021.
     """
 
-    ADAPTATION = frozenset({"trainable", "steps", "rate", "rehearsal"})
+    ADAPTATION = frozenset({"trainable", "steps", "rate", "rehearsal", "cycle", "fresh_head"})
     """Arguments that matter only after training."""
 
     stackable = True
@@ -50,12 +61,22 @@ class Transfer(nn.Module):
         steps: int = 50,
         rate: float = 1e-3,
         rehearsal: float = 0.0,
+        cycle: str = "paper",
+        fresh_head: bool = False,
+        terms: dict[str, float] | None = None,
+        domains: dict[str, int] | None = None,
     ):
         super().__init__()
         if order not in ("sequential", "mixed"):
             raise ValueError(f"order must be 'sequential' or 'mixed', not {order!r}")
         if trainable not in ("head", "all"):
             raise ValueError(f"trainable must be 'head' or 'all', not {trainable!r}")
+        if cycle not in CYCLES:
+            raise ValueError(f"cycle must be one of {sorted(CYCLES)}, not {cycle!r}")
+        if trainable == "all" and (cycle != "paper" or fresh_head):
+            raise ValueError(
+                "cycle and fresh_head are of the head's tuning: set trainable = 'head'"
+            )
         check_steps(steps=steps)
         self.model = model
         self.order = order
@@ -64,9 +85,19 @@ class Transfer(nn.Module):
         self.steps = steps
         self.rate = rate
         self.rehearsal = rehearsal
+        self.cycle = cycle
+        self.fresh_head = fresh_head
         self.sources: list[Batch] = []
+        self.terms = make_terms(model, terms, domains)
+        self.hears_other = self.terms is not None and self.terms.contrast > 0
+        self.progress = 1.0
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
+        """Cross-entropy over all clips of the episode, and the further terms."""
+        own = self.validation_loss(episode)
+        return own if self.terms is None else own + self.terms(self.model, episode, self.progress)
+
+    def validation_loss(self, episode: EpisodeBatch) -> Tensor:
         """Cross-entropy over all clips of the episode."""
         return task_loss(self.model, {}, episode.joined())
 
@@ -83,5 +114,13 @@ class Transfer(nn.Module):
         """Fine-tune on labelled clips of a language; the method itself stays as it is."""
         check_support(support)
         if self.trainable == "head":
-            return tune_head(self.model, support, cross_entropy, self.steps, self.rate)
+            return tune_head(
+                self.model,
+                support,
+                cross_entropy,
+                self.steps,
+                self.rate,
+                self.cycle,
+                self.fresh_head,
+            )
         return tune_all(self.model, support, self.steps, self.rate, self.sources, self.rehearsal)

@@ -1,0 +1,114 @@
+"""Domain-adversarial autoencoder (DAAE): latent and deep features fused by attention."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metaser.backbones.layers import check_at_least, masked_mean
+from metaser.batch import Padded
+
+
+class Autoencoder(nn.Module):
+    """An autoencoder beside a deep network, and attention that joins what they hear.
+
+    Two branches of convolutions over time give every frame latent features R_l and deep features
+    R_d, some vectors ("tokens") each, and a dense layer over both gives R_f. Heads of attention ask
+    with R_d where R_l answers and take R_f:
+
+        softmax(R_d W_q (R_l W_k)' / sqrt(width of a head)) R_f W_v
+
+    The embedding is the mean of R_f and of what the heads take, over all tokens. The decoder runs
+    the encoder's layers backwards with the same weights, so that ``reconstruction_error`` teaches
+    the encoder alone. A front end of one vector a clip makes the convolutions dense layers.
+
+    The paper has spectrograms of 265 ms segments, trains the autoencoder and its adversaries before
+    the rest, and reads the segments by a BLSTM; here all is trained at once, by the method's terms
+    (``OuterTerms``), and the mean reads the frames.
+
+    Parameters
+    ----------
+    channels : int
+        Channels of the front end.
+    width : int
+        Width of a token, a multiple of ``heads``.
+    tokens : int
+        Tokens a frame, at least 1; attention over a single one would have no choice.
+    heads : int
+        Heads of attention.
+    kernel : int
+        Odd length of the kernels in frames.
+    dropout : float
+        Share of units dropped after each branch's first layer while training, in [0, 1).
+
+    References
+    ----------
+    Gao, Liu, Wang, Dang, "Domain-Adversarial Autoencoder with Attention Based Feature Level Fusion
+    for Speech Emotion Recognition", ICASSP 2021.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int = 32,
+        tokens: int = 4,
+        heads: int = 4,
+        kernel: int = 3,
+        dropout: float = 0.0,
+    ):
+        check_at_least(1, width=width, tokens=tokens, heads=heads, kernel=kernel)
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, so that frames keep their place, not {kernel}")
+        if width % heads:
+            raise ValueError(f"width must be a multiple of the {heads} heads, not {width}")
+        super().__init__()
+        self.channels = {"audio": channels}
+        self.tokens, self.heads, self.dim = tokens, heads, width
+        self.encoder, self.deep = (
+            nn.ModuleList(
+                nn.Conv1d(before, tokens * width, kernel, padding=kernel // 2)
+                for before in (channels, tokens * width)
+            )
+            for _ in range(2)
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.fuse = nn.Linear(2 * width, width)
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+
+    def forward(self, audio: Padded) -> Tensor:
+        """Return embeddings (clips, dim)."""
+        latent, deep = self._branch(self.encoder, audio), self._branch(self.deep, audio)
+        latent, deep = self._as_tokens(latent), self._as_tokens(torch.relu(deep))
+        mask = audio.mask.repeat_interleave(self.tokens, dim=-1)
+        fused = torch.relu(self.fuse(torch.cat([latent, deep], dim=-1)))
+        query, key, value = (
+            layer(part).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for layer, part in ((self.query, deep), (self.key, latent), (self.value, fused))
+        )
+        scores = query @ key.transpose(-1, -2) / key.shape[-1] ** 0.5
+        # Not minus infinity: a softmax over nothing would be NaN, and so would its gradient.
+        lowest = torch.finfo(scores.dtype).min
+        weights = scores.masked_fill(~mask[:, None, None], lowest).softmax(dim=-1)
+        taken = (weights @ value).transpose(1, 2).flatten(-2)
+        return masked_mean(fused + taken, mask)
+
+    def reconstruction_error(self, audio: Padded) -> Tensor:
+        """Mean squared error (clips,) of the autoencoder over real frames and channels."""
+        first, second = self.encoder
+        frames = self._branch(self.encoder, audio)
+        padding = first.padding[0]
+        hidden = torch.relu(functional.conv_transpose1d(frames, second.weight, padding=padding))
+        hidden = hidden * audio.mask.unsqueeze(1)
+        made = functional.conv_transpose1d(hidden, first.weight, padding=padding).transpose(1, 2)
+        error = (made - audio.values).square().mean(dim=-1, keepdim=True)
+        return masked_mean(error, audio.mask).squeeze(-1)
+
+    def _branch(self, layers: nn.ModuleList, audio: Padded) -> Tensor:
+        """Two convolutions, (clips, tokens x width, frames); 0 where a frame is not real."""
+        mask = audio.mask.unsqueeze(1)
+        frames = audio.values.transpose(1, 2) * mask
+        hidden = self.dropout(torch.relu(layers[0](frames))) * mask
+        return layers[1](hidden) * mask
+
+    def _as_tokens(self, frames: Tensor) -> Tensor:
+        """(clips, frames x tokens, width)."""
+        return frames.transpose(1, 2).unflatten(-1, (self.tokens, -1)).flatten(1, 2)

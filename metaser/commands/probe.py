@@ -1,0 +1,138 @@
+"""`metaser probe`: what can be read from the embeddings of a protocol's methods."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaser.commands.options import Cache, Data, Folders, plain_errors
+
+CELL = ("setup", "clips", "read", "method")
+
+
+def probe(
+    protocol: Annotated[str, typer.Argument(help="Name of a protocol, or path of its TOML file.")],
+    methods: Annotated[
+        str, typer.Option(help="Methods, separated by commas; the others against the first.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the protocol's results; its trainings are used.")
+    ],
+    data: Data = None,
+    tasks: Folders = None,
+    cache: Cache = None,
+) -> None:
+    """Tell how well speaker, corpus and emotion are read from embeddings; writes probe.md there."""
+    from metaser.protocol import read_protocol
+
+    with plain_errors():
+        plan = read_protocol(protocol)
+        rows = list(_measure(plan, methods.split(","), out, data, tasks or (), cache))
+        text = table(rows, methods.split(","))
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / "probe.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+        _write(out / "probe.md", text)
+    typer.echo(text)
+
+
+def _measure(plan, methods: Sequence[str], out: Path, data, folders, cache) -> Iterator[dict]:
+    """One row for each method, seed, label and corpus."""
+    import sys
+
+    import torch
+    from rich.console import Console
+
+    from metaser import benchmark as harness
+
+    console = Console(stderr=True)
+    plan = harness.settle(plan)
+    torch.set_num_threads(1)
+    present, _ = harness.present_tasks(plan, data, folders)
+    present = {name: harness.restrict(task, plan.classes) for name, task in present.items()}
+    jobs = harness.plan_jobs(plan, present, methods=methods)
+    for name, setup in plan.setups.items():
+        own = [job for job in jobs if job.setup == name and set(job.targets) & set(plan.targets)]
+        materials = harness.gather(setup, own, present, cache, 1, console) if own else {}
+        for job in own:
+            method = harness.trained_method(plan, job, materials, out / "checkpoints")
+            if not hasattr(method, "model"):
+                raise ValueError(f"{job.methods[0]} has no embeddings: name methods with a network")
+            for clips, tasks in (("sources", job.sources), ("targets", job.targets)):
+                for read, scores in _probe([materials[t] for t in tasks], plan, method).items():
+                    for corpus, score in scores.items():
+                        for label in job.methods:
+                            facts = {"setup": name, "method": label, "seed": job.seed}
+                            facts |= {"clips": clips, "read": read, "corpus": corpus}
+                            yield facts | {"uar": round(score, 5)}
+            print(f"{name} {', '.join(job.methods)} seed {job.seed}: read", file=sys.stderr)
+
+
+def _probe(materials, plan, method) -> dict[str, dict[str, float]]:
+    """What is read from all clips of some tasks."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from metaser.probe import probe
+
+    embeddings = []
+    for material in materials:
+        rows = np.arange(len(material.task.table))
+        batch = material.plain.batch(rows, np.zeros_like(rows), np.ones(len(plan.classes), bool))
+        with torch.no_grad():
+            embeddings.append(method.model.embed(batch.modalities))
+    clips = pd.concat([m.task.table.assign(corpus=m.task.name) for m in materials])
+    speaker, corpus, emotion = (
+        clips[name].to_numpy(str) for name in ("speaker", "corpus", "emotion")
+    )
+    voices = np.char.add(np.char.add(corpus, " "), speaker)
+    return probe(torch.cat(embeddings).numpy(), voices, corpus, emotion)
+
+
+def table(rows: Sequence[dict], methods: Sequence[str]) -> str:
+    """Markdown: mean over seeds and corpora with its interval, and the difference to the first."""
+    from metaser.stats import interval, paired_test
+
+    def scores(*cell: str) -> list[list[float]]:
+        own = [row for row in rows if tuple(row[name] for name in CELL) == cell]
+        return [[row["uar"] for row in own if row["seed"] == seed] for seed in seeds]
+
+    seeds = sorted({row["seed"] for row in rows})
+    cells = dict.fromkeys(tuple(row[name] for name in CELL) for row in rows)
+    kinds = dict.fromkeys((setup, clips, read) for setup, clips, read, _ in cells)
+    lines = [
+        "Mean recall (UAR, %) of a logistic regression on embeddings, over corpora and "
+        f"{len(seeds)} seeds [95 % interval; scores]. Corpus and emotion are read from speakers "
+        f"that the reader has not heard. Differences are to {methods[0]}, corpus by corpus and "
+        "seed by seed.",
+        "",
+        "| setup | clips | read | method | UAR | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in kinds:
+        first = scores(*kind, methods[0])
+        for method in methods:
+            if (*kind, method) not in cells:
+                continue
+            own = scores(*kind, method)
+            mean, gap = interval(own), ""
+            if method != methods[0] and (*kind, methods[0]) in cells:
+                found = paired_test(own, first)
+                gap = f"{_percent(found.difference, found, '+')}], p = {found.p:.3f}"
+            value = f"{_percent(mean.mean, mean)}; {mean.episodes}]"
+            lines.append(f"| {' | '.join([*kind, method, value, gap])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(mean: float, bounds, sign: str = "") -> str:
+    return f"{100 * mean:{sign}.1f} [{100 * bounds.low:{sign}.1f}, {100 * bounds.high:{sign}.1f}"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
