@@ -78,10 +78,10 @@ class Autoencoder(nn.Module):
         """Return embeddings (clips, dim)."""
         latent, deep = self._branch(self.encoder, audio), self._branch(self.deep, audio)
         latent, deep = self._as_tokens(latent), self._as_tokens(torch.relu(deep))
-        mask = audio.mask.repeat_interleave(self.tokens, dim=-1)
+        mask = audio.mask.unsqueeze(-1).expand(-1, -1, self.tokens).flatten(1)
         fused = torch.relu(self.fuse(torch.cat([latent, deep], dim=-1)))
         query, key, value = (
-            layer(part).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            layer(part).unflatten(-1, (self.heads, self.dim // self.heads)).transpose(1, 2)
             for layer, part in ((self.query, deep), (self.key, latent), (self.value, fused))
         )
         scores = query @ key.transpose(-1, -2) / key.shape[-1] ** 0.5
@@ -111,4 +111,4 @@ class Autoencoder(nn.Module):
 
     def _as_tokens(self, frames: Tensor) -> Tensor:
         """(clips, frames x tokens, width)."""
-        return frames.transpose(1, 2).unflatten(-1, (self.tokens, -1)).flatten(1, 2)
+        return frames.transpose(1, 2).reshape(frames.shape[0], -1, self.dim)
