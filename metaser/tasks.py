@@ -563,9 +563,7 @@ def _describe_files(
     facts: TaskFile, place: Path, files: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return one row a clip (file, name, code, speaker, groups) and the unmatched files."""
-    describe = (
-        _by_name(facts.files) if facts.files else _by_table(_table_rows(facts.table, place))
-    )
+    describe = _by_name(facts.files) if facts.files else _by_table(_table_rows(facts.table, place))
     rows, unmatched = [], []
     for file in files:
         row = describe(_stem(file))

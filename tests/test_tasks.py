@@ -419,8 +419,8 @@ def test_wrong_tables_of_ratings(language, content, words):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (("valence = \"val\"", "speaker = \"val\""), "gives 'speaker', and so does something else"),
-        (("file = \"clip\", ", ""), "gives no 'file'"),
+        (('valence = "val"', 'speaker = "val"'), "gives 'speaker', and so does something else"),
+        (('file = "clip", ', ""), "gives no 'file'"),
     ],
 )
 def test_ratings_tables_that_cannot_be_meant(language, change, words):
