@@ -2,10 +2,10 @@
 
 A CCC belongs to a set of clips, not to a clip: it is no mean of scores, so the bootstrap of
 ``metaser.stats`` does not apply. What a CCC is computed from can be added up, though, and each
-speaker's share of it is six numbers. Whole speakers are drawn again with replacement, because clips
-of one speaker are alike, and with them the seeds, drawn jointly for all targets, as in
-``metaser.stats``. Targets are fixed. The estimate is the mean over targets of the mean over seeds of
-the CCC over all clips of a target.
+speaker's share of it is six numbers. Whole speakers are drawn again with replacement, because
+clips of one speaker are alike, and with them the seeds, drawn jointly for all targets, as in
+``metaser.stats``. Targets are fixed. The estimate is the mean over targets of the mean over seeds
+of the CCC over all clips of a target.
 """
 
 from collections.abc import Mapping, Sequence

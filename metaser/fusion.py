@@ -2,12 +2,12 @@
 
 Late fusion learns, from the predictions of several models, one regression for each rating; it sees
 the predictions of all ratings, so that what is known of arousal helps valence. Multistage fusion
-[1]_ appends its output to its inputs and learns again. Early fusion needs nothing of this: it is one
-model on joined features (front end ``joined``).
+[1]_ appends its output to its inputs and learns again. Early fusion needs nothing of this: it is
+one model on joined features (front end ``joined``).
 
-A regression fits what it was fitted on. The script published with [1]_ scores the very rows that its
-regression was fitted on; here every prediction that a later stage learns from, and every one that is
-scored, is of a clip whose group (a speaker, or a whole language) the model has not met:
+A regression fits what it was fitted on. The script published with [1]_ scores the very rows that
+its regression was fitted on; here every prediction that a later stage learns from, and every one
+that is scored, is of a clip whose group (a speaker, or a whole language) the model has not met:
 ``out_of_fold``.
 
 References

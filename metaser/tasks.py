@@ -227,8 +227,9 @@ class Task:
     table : pandas.DataFrame or None
         One row a usable clip, sorted by file: `file` (posix path below `audio`), `speaker`,
         `emotion` (class), `unit` and `clique` (int), then the other named groups as strings and
-        the ratings in [-1, 1], NaN where a clip has none. Clips of one `unit` share a speaker or declared duplicates, clips
-        of one `clique` declared duplicate files only. None without audio.
+        the ratings in [-1, 1], NaN where a clip has none. Clips of one `unit` share a speaker or
+        declared duplicates, clips of one `clique` declared duplicate files only. None without
+        audio.
     clips_found, speakers_found : int
         Clips that the pattern or table names, and their speakers; dropped codes included.
     left_out : dict of str to int
