@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtr, stdtrit
 
 RESAMPLES = 10_000
 
@@ -119,9 +120,10 @@ def concordances(
         speakers, 6), whose CCCs are averaged over the ratings. Every system has the same targets,
         seeds and speakers.
     pairs : sequence of pairs
-        Systems to compare, the first minus the second. The p-value is that of a bootstrap under the
-        shifted null, (1 + #{|d* - d| >= |d|}) / (resamples + 1); correct a family of them by
-        ``stats.holm``.
+        Systems to compare, the first minus the second. As in ``stats.paired_test``, p is the larger
+        one of a bootstrap under the shifted null, (1 + #{|d* - d| >= |d|}) / (resamples + 1), and
+        of a t-test over the seeds, because a bootstrap over few seeds is overconfident; the
+        interval is the hull of both. Correct a family of them by ``stats.holm``.
     resamples : int
         How often speakers and seeds are drawn again.
     rng : numpy.random.Generator, optional
@@ -150,13 +152,11 @@ def concordances(
     (shape,) = shapes
     rng = np.random.default_rng(0) if rng is None else rng
     draws = _draws(shape, resamples, rng)
-    values = {key: _mean_ccc(targets, _once(shape)) for key, targets in scores.items()}
+    seeds = {key: _mean_ccc(targets, _each_seed(shape)) for key, targets in scores.items()}
     drawn = {key: _mean_ccc(targets, draws) for key, targets in scores.items()}
-    single = {
-        key: _concordance(values[key][0], drawn[key], scores[key], test=False) for key in scores
-    }
+    single = {key: _concordance(seeds[key], drawn[key], scores[key], test=False) for key in scores}
     compared = {
-        (a, b): _concordance(values[a][0] - values[b][0], drawn[a] - drawn[b], scores[a], test=True)
+        (a, b): _concordance(seeds[a] - seeds[b], drawn[a] - drawn[b], scores[a], test=True)
         for a, b in pairs
     }
     return single, compared
@@ -173,8 +173,10 @@ def _draws(shape, resamples: int, rng: np.random.Generator) -> tuple[np.ndarray,
     return times, people
 
 
-def _once(shape) -> tuple[np.ndarray, list[np.ndarray]]:
-    return np.ones((1, shape[0][0])), [np.ones((1, speakers)) for _, speakers in shape]
+def _each_seed(shape) -> tuple[np.ndarray, list[np.ndarray]]:
+    """As many "resamples" as there are seeds, each of one seed and all speakers."""
+    seeds = shape[0][0]
+    return np.eye(seeds), [np.ones((seeds, speakers)) for _, speakers in shape]
 
 
 def _mean_ccc(targets: Sequence[np.ndarray], draws) -> np.ndarray:
@@ -187,11 +189,18 @@ def _mean_ccc(targets: Sequence[np.ndarray], draws) -> np.ndarray:
     return total / (times[0].sum() * len(targets))
 
 
-def _concordance(value: float, drawn: np.ndarray, targets, test: bool) -> Concordance:
+def _concordance(seeds: np.ndarray, drawn: np.ndarray, targets, test: bool) -> Concordance:
+    """From the value of each seed and the resampled means."""
+    value, p = seeds.mean(), float("nan")
     low, high = np.quantile(drawn, [0.025, 0.975])
-    p = float("nan")
     if test:
         p = float((1 + np.sum(np.abs(drawn - value) >= abs(value))) / (1 + len(drawn)))
+    if test and len(seeds) > 1:
+        error = seeds.std(ddof=1) / np.sqrt(len(seeds))
+        reach = stdtrit(len(seeds) - 1, 0.975) * error
+        low, high = min(low, value - reach), max(high, value + reach)
+        if error:
+            p = max(p, float(2 * stdtr(len(seeds) - 1, -abs(value) / error)))
     return Concordance(
         value=float(value),
         low=float(low),

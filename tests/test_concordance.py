@@ -72,6 +72,17 @@ def test_a_clear_difference_is_found_and_none_where_there_is_none():
     assert pairs["good", "good"].p == 1 and pairs["good", "good"].value == 0
 
 
+def test_a_difference_that_one_seed_makes_is_not_clear():
+    """Three trainings, of which one is lucky: speakers agree, seeds do not."""
+    rng = np.random.default_rng(6)
+    true, base, who = _clips(rng, speakers=30, noise=0.4)
+    lucky = true + 0.3 * (base - true)
+    a = np.stack([_sums(true, predicted, who) for predicted in (base, base + 0.001, lucky)])
+    b = np.stack([_sums(true, base, who)] * 3)
+    found = concordances({"a": [a], "b": [b]}, [("a", "b")])[1]["a", "b"]
+    assert found.p > 0.3 and found.low < 0 < found.value
+
+
 def test_coverage_of_the_interval_is_near_its_name():
     rng = np.random.default_rng(5)
     population = _clips(rng, speakers=4000)

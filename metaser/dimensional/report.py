@@ -197,7 +197,8 @@ def _pair_table(found: dict, pairs: Sequence[tuple[System, System]]) -> str:
     over = "the mean over the ratings" if "mean" in found else next(iter(found))
     lines = [
         f"Difference in the CCC of {over}, paired by speaker and seed; p of a bootstrap over "
-        f"both, corrected by Holm for these {len(pairs)} comparisons.",
+        "both or of a t-test over seeds, whichever is larger, corrected by Holm for these "
+        f"{len(pairs)} comparisons.",
         "",
         _row("", "difference", "p"),
         _row("---", "---", "---"),
