@@ -51,9 +51,10 @@ class System:
     view : str
         A view of the protocol, or "all" for a fusion of several.
     method : str
-        "network", "ridge", "mean", "late", "multistage"; "adapted" from the network, or "scratch".
+        "network", "ridge", "mean", "late", "multistage"; "adapted" from the network that learnt by
+        CCC, or "scratch".
     loss : str
-        Of the networks.
+        By which a network learns, or adapts.
     tasking : str
         "multi": one model of all ratings; "single": one model a rating.
     shots : int
