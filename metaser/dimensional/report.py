@@ -217,10 +217,23 @@ def _adaptation(found: dict, plain: Sequence[System], adapted: Sequence[System])
         for system in plain
         if system[0] in views and system[1:3] in start and system[3] == "multi"
     ]
+    pairs = []
+    for view, method, loss, tasking, shots, _ in adapted:
+        if (method, loss) == ("adapted", "ccc"):
+            own = (view, method, loss, tasking, shots, False)
+            others = [
+                (view, "network", "ccc", "multi", 0, False),
+                (view, "adapted", "mse", "multi", shots, False),
+                (view, "scratch", "ccc", "multi", shots, False),
+            ]
+            pairs += [(own, other) for other in others]
     return (
         "## Adapting to rated clips of the target\n\n"
-        "The clips are of one half of the speakers, the scores of the other, and in turn. The "
-        "first rows have had none.\n\n" + _ccc_table(found, [*unadapted, *adapted])
+        "The clips are of one half of the speakers, the scores of the other, and in turn; the CCC "
+        "is that of both halves' predictions together. The first rows have had no clip.\n\n"
+        + _ccc_table(found, [*unadapted, *adapted])
+        + "\n\n"
+        + _pair_table(found, pairs)
     )
 
 
