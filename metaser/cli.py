@@ -9,6 +9,7 @@ import typer
 
 from metaser import __version__
 from metaser.commands import labelling, probe, tasks_new
+from metaser.commands.dimensional import dimensional
 from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
 from metaser.commands.similarity import similarity, transferability
 
@@ -27,6 +28,7 @@ tasks_app.command("new")(tasks_new.new)
 app.command()(labelling.curve)
 app.command()(labelling.select)
 app.command()(probe.probe)
+app.command()(dimensional)
 
 
 def _print_version(wanted: bool) -> None:

@@ -154,7 +154,9 @@ def describe_unmapped(
     ]
 
 
-def scale_ratings(values: Sequence[float], low: float, high: float) -> np.ndarray:
+def scale_ratings(
+    values: Sequence[float], low: float, high: float, files: Sequence[str] | None = None
+) -> np.ndarray:
     """Scale ratings linearly from [`low`, `high`] to [-1, 1].
 
     Parameters
@@ -163,6 +165,8 @@ def scale_ratings(values: Sequence[float], low: float, high: float) -> np.ndarra
         Ratings, shape (n,), in the corpus's own scale; NaN stays NaN.
     low, high
         The ends of that scale.
+    files
+        File names, one a rating, used in the error message.
 
     Returns
     -------
@@ -179,8 +183,10 @@ def scale_ratings(values: Sequence[float], low: float, high: float) -> np.ndarra
     ratings = np.asarray(values, dtype=np.float64)
     outside = (ratings < low) | (ratings > high)
     if outside.any():
+        first = int(np.flatnonzero(outside)[0])
+        clip = f" of {files[first]}" if files is not None else ""
         raise LabelError(
             f"{int(outside.sum())} ratings lie outside of [{low}, {high}], "
-            f"for example {ratings[outside][0]}; correct the scale in [ratings]"
+            f"for example {ratings[first]}{clip}; correct the scale in [ratings], or the rating"
         )
     return 2 * (ratings - low) / (high - low) - 1

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -153,6 +153,11 @@ def read_protocol(name: str | Path) -> Protocol:
     ValueError
         If a key is unknown (the nearest known one is named), missing, or of the wrong type.
     """
+    return validated(name, Protocol)
+
+
+def validated(name: str | Path, kind: type[BaseModel]) -> BaseModel:
+    """Read a protocol of some kind; arguments and errors as in ``read_protocol``."""
     path = Path(name)
     if not path.is_file():
         path = BUNDLED / f"{str(name).removesuffix('.toml')}.toml"
@@ -162,34 +167,39 @@ def read_protocol(name: str | Path) -> Protocol:
             f"there is no protocol {str(name)!r}: give the path of a TOML file, or one of {known}"
         )
     try:
-        return Protocol.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        facts = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
+    own = facts.get("kind") == "dimensional"
+    if own != ("kind" in kind.model_fields):
+        command = "dimensional" if own else "benchmark"
+        raise ValueError(f"{path} is a protocol for `metaser {command}`: run that instead")
+    try:
+        return kind.model_validate(facts)
     except ValidationError as error:
-        raise ValueError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from error
+        found = (_explain(problem, kind) for problem in error.errors())
+        raise ValueError(f"{path}: {'; '.join(found)}") from error
 
 
-def _section(where: tuple) -> type[BaseModel]:
+def _section(where: tuple, kind: type[BaseModel]) -> type[BaseModel]:
     """The section of a protocol in which a key stands."""
-    match where:
-        case (_,):
-            return Protocol
-        case ("episodes", _):
-            return Episodes
-        case ("split", _):
-            return Split
-        case ("setups", _, _):
-            return Setup
-        case ("setups", _, "choose", _):
-            return Choice
-        case _:
-            return TrainingPlan
+    for part in where[:-1]:
+        if part in kind.model_fields:
+            kind = next(iter(_models(kind.model_fields[part].annotation)), kind)
+    return kind
 
 
-def _explain(problem: dict) -> str:
+def _models(annotation: object) -> list[type[BaseModel]]:
+    """Models named in an annotation, such as that of ``dict[str, Setup]`` or ``Split | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _explain(problem: dict, kind: type[BaseModel]) -> str:
     where = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        known = sorted(_section(problem["loc"]).model_fields)
+        known = sorted(_section(problem["loc"], kind).model_fields)
         near = get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
         return f"unknown key {where}; did you mean {near[0]!r}?"
     if problem["type"] == "missing":

@@ -607,6 +607,14 @@ pattern = '(?P<speaker>(?P<gender>[FM])\\d+)_(?P<emotion>[a-z]+)_(?P<text>\\d+)_
 [emotion]
 {emotions}
 
+[ratings]
+arousal = [-2, 2]
+valence = [-2, 2]
+
+[ratings_table]
+file    = "cues.csv"
+columns = {{ file = "file", arousal = "arousal", valence = "valence" }}
+
 [examples]
 "F01_angry_1_1.wav" = {{ speaker = "F01", emotion = "angry" }}
 """

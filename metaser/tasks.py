@@ -100,6 +100,20 @@ class _Table(_Source):
         return self
 
 
+class _RatingsTable(_Strict):
+    file: Text  # in the task folder, or else below the audio folder
+    separator: Text | None = None
+    columns: dict[Text, Text]  # our name -> the table's column
+
+    @model_validator(mode="after")
+    def _check(self) -> "_RatingsTable":
+        if "file" not in self.columns:
+            raise ValueError(
+                f"[ratings_table] gives no 'file'; its columns give {sorted(self.columns)}"
+            )
+        return self
+
+
 class _Duplicates(_Strict):
     files: list[Annotated[list[Text], Field(min_length=2)]] = []
     speakers: list[Annotated[list[Text], Field(min_length=2)]] = []
@@ -138,6 +152,7 @@ class TaskFile(_Strict):
     table: _Table | None = None
     emotion: _Emotion
     ratings: dict[Text, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
+    ratings_table: _RatingsTable | None = None
     duplicates: _Duplicates = _Duplicates()
     examples: dict[str, dict[str, str]] = {}
 
@@ -150,9 +165,15 @@ class TaskFile(_Strict):
                 f"audio = {self.audio!r} must be a folder below the data root, such as 'urdu'"
             )
         language_name(self.language)
+        again = sorted({*self.groups, *RESERVED[1:]}.intersection(self.rated))
+        if again:
+            raise ValueError(
+                f"[ratings_table] gives {again[0]!r}, and so does something else; rename it"
+            )
         for name in self.ratings:
-            if name not in self.groups:
-                raise ValueError(f"[ratings] names {name!r}, which is not among {self.groups}")
+            if name not in (*self.groups, *self.rated):
+                known = [*self.groups, *self.rated]
+                raise ValueError(f"[ratings] names {name!r}, which is not among {known}")
         if self.files is not None:
             for name in (name for group in self.duplicates.files for name in group):
                 if _match(_compile(self.files.pattern), name) is None:
@@ -172,6 +193,12 @@ class TaskFile(_Strict):
         columns = self.table.columns if self.table else None
         names = columns or _compile(self.source.pattern).groupindex
         return [name for name in names if name != "file"]
+
+    @property
+    def rated(self) -> list[str]:
+        """Names that the table of ratings gives, besides `file`."""
+        columns = self.ratings_table.columns if self.ratings_table else ()
+        return [name for name in columns if name != "file"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,13 +221,16 @@ class Task:
         The task folder.
     classes : tuple of str
         Classes that the corpus has when complete, canonical order.
+    ratings : dict of str to list of float
+        Names of the ratings and the two ends of each's own scale.
     audio : pathlib.Path or None
         Folder of the audio; None where it is not present.
     table : pandas.DataFrame or None
         One row a usable clip, sorted by file: `file` (posix path below `audio`), `speaker`,
         `emotion` (class), `unit` and `clique` (int), then the other named groups as strings and
-        the ratings in [-1, 1]. Clips of one `unit` share a speaker or declared duplicates, clips
-        of one `clique` declared duplicate files only. None without audio.
+        the ratings in [-1, 1], NaN where a clip has none. Clips of one `unit` share a speaker or
+        declared duplicates, clips of one `clique` declared duplicate files only. None without
+        audio.
     clips_found, speakers_found : int
         Clips that the pattern or table names, and their speakers; dropped codes included.
     left_out : dict of str to int
@@ -236,6 +266,7 @@ class Task:
     ignored: int = 0
     duplicates: int = 0
     problems: tuple[str, ...] = ()
+    ratings: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -246,7 +277,15 @@ class Task:
 
 def _task(folder: Path, facts: TaskFile, **found: Any) -> Task:
     shared = facts.model_dump(
-        exclude={"audio", "files", "table", "emotion", "ratings", "duplicates", "examples"}
+        exclude={
+            "audio",
+            "files",
+            "table",
+            "emotion",
+            "ratings_table",
+            "duplicates",
+            "examples",
+        }
     )
     used = set(facts.emotion.mapping.values())
     classes = tuple(name for name in (*labels.CLASSES, *facts.emotion.new) if name in used)
@@ -383,6 +422,8 @@ def read_task(
         problems = _problems(facts, clips, unmatched)
         if problems and strict:
             raise ValueError("; ".join(problems))
+        if facts.ratings_table is not None:
+            clips = _with_ratings(facts.ratings_table, folder, place, clips)
         found = _table(facts, clips)
     except ValueError as error:
         raise ValueError(f"{folder.name} ({place}): {error}") from error
@@ -473,7 +514,12 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(sentences)
 
 
-_MODELS = {"files": _Files, "table": _Table, "duplicates": _Duplicates}
+_MODELS = {
+    "files": _Files,
+    "table": _Table,
+    "ratings_table": _RatingsTable,
+    "duplicates": _Duplicates,
+}
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -524,7 +570,7 @@ def _describe_files(
     facts: TaskFile, place: Path | None, files: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Return one row a clip (file, name, code, speaker, groups) and the unmatched files."""
-    describe = _by_name(facts.files) if facts.files else _by_table(facts.table, place)
+    describe = _by_name(facts.files) if facts.files else _by_table(_table_rows(facts.table, place))
     rows, unmatched = [], []
     for file in files:
         row = describe(without_extension(file))
@@ -562,12 +608,12 @@ def _by_name(source: _Files):
     return describe
 
 
-def _by_table(source: _Table, place: Path):
+def _by_table(found: Iterable[dict[str, str]]):
     rows: dict[str, dict[str, str]] = {}
-    for row in _table_rows(source, place):
+    for row in found:
         name = without_extension(row.pop("file"))
         if rows.setdefault(name, row) != row:
-            raise ValueError(f"[table] describes {name!r} twice, differently; correct the table")
+            raise ValueError(f"the table describes {name!r} twice, differently; correct it")
 
     def describe(stem: str) -> dict[str, str] | None:
         parts = stem.split("/")
@@ -589,21 +635,38 @@ def _table_rows(source: _Table, place: Path) -> Iterable[dict[str, str]]:
             matches = map(_compile(source.pattern).match, _lines(path))
             yield from (match.groupdict(default="") for match in matches if match)
             continue
-        read = pd.read_csv(
-            path,
-            sep=source.separator or ",",
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-        )
-        for column in source.columns.values():
-            if column not in read:
-                raise ValueError(
-                    f"{path.name} has no column {column!r}.{labels.nearest(column, read)} "
-                    f"It has {', '.join(read)}"
-                )
-        names = {column: name for name, column in source.columns.items()}
-        yield from read[list(names)].rename(columns=names).to_dict("records")
+        yield from _columns(path, source.columns, source.separator)
+
+
+def _columns(path: Path, columns: dict[str, str], separator: str | None) -> list[dict[str, str]]:
+    """Read the wanted columns of a table as text, under our names."""
+    read = pd.read_csv(
+        path, sep=separator or ",", dtype=str, keep_default_na=False, encoding="utf-8-sig"
+    )
+    for column in columns.values():
+        if column not in read:
+            raise ValueError(
+                f"{path.name} has no column {column!r}.{labels.nearest(column, read)} "
+                f"It has {', '.join(read)}"
+            )
+    names = {column: name for name, column in columns.items()}
+    return read[list(names)].rename(columns=names).to_dict("records")
+
+
+def _with_ratings(
+    source: _RatingsTable, folder: Path, place: Path, clips: pd.DataFrame
+) -> pd.DataFrame:
+    """Add the columns of the table of ratings, empty where it does not name a clip."""
+    paths = [base / source.file for base in (folder, place) if (base / source.file).is_file()]
+    if not paths:
+        raise ValueError(f"found no table of ratings {source.file!r}, neither in {folder} nor here")
+    describe = _by_table(_columns(paths[0], source.columns, source.separator))
+    rows = [describe(without_extension(file)) or {} for file in clips["file"]]
+    if not any(rows):
+        first = clips["file"].iloc[0]
+        raise ValueError(f"{paths[0].name} names none of the clips, for example not {first}")
+    names = [name for name in source.columns if name != "file"]
+    return clips.assign(**{name: [row.get(name, "") for row in rows] for name in names})
 
 
 def _lines(path: Path) -> list[str]:
@@ -646,17 +709,29 @@ def _table(facts: TaskFile, clips: pd.DataFrame) -> dict[str, Any]:
     clips["emotion"] = [facts.emotion.mapping.get(code) for code in clips["code"]]
     clips["unit"], clips["clique"], present = _units(clips, facts.duplicates)
     for name, (low, high) in facts.ratings.items():
-        clips[name] = labels.scale_ratings(pd.to_numeric(clips[name]), low, high)
+        clips[name] = labels.scale_ratings(_numbers(clips, name), low, high, list(clips["file"]))
     usable = clips[clips["emotion"].notna()].sort_values("file", ignore_index=True)
     for column in ("unit", "clique"):
         usable[column] = pd.factorize(usable[column])[0]
-    extra = [name for name in facts.groups if name not in ("emotion", "speaker")]
+    extra = [name for name in facts.groups if name not in ("emotion", "speaker")] + facts.rated
     dropped = clips["code"][clips["code"].isin(facts.emotion.drop)]
     return {
         "table": usable[["file", "speaker", "emotion", "unit", "clique", *extra]],
         "left_out": dict(sorted(Counter(dropped).items())),
         "duplicates": present,
     }
+
+
+def _numbers(clips: pd.DataFrame, name: str) -> np.ndarray:
+    """Ratings as numbers, NaN where a clip has none."""
+    numbers = pd.to_numeric(clips[name], errors="coerce")
+    words = clips[numbers.isna() & ~clips[name].str.strip().str.lower().isin(["", "nan"])]
+    if len(words):
+        raise labels.LabelError(
+            f"the rating {name} of {words['file'].iloc[0]} is {words[name].iloc[0]!r}; expected a "
+            "number, or nothing where a clip is not rated"
+        )
+    return numbers.to_numpy(float)
 
 
 def _units(clips: pd.DataFrame, declared: _Duplicates) -> tuple[np.ndarray, np.ndarray, int]:
@@ -766,6 +841,9 @@ def _summary(task: Task) -> list[str]:
     for name in task.classes:
         own = table[table["emotion"] == name]
         lines.append(f"class {name}: {len(own)} clips of {own['speaker'].nunique()} speakers")
+    lines += [
+        f"rating {name}: {table[name].notna().sum()} of {len(table)} clips" for name in task.ratings
+    ]
     lines += [f"left out {code}: {count} clips" for code, count in task.left_out.items()]
     return lines
 
@@ -815,7 +893,7 @@ def _describe_example(facts: TaskFile, place: Path | None, example: str) -> dict
         match = _compile(facts.table.pattern).match(example)
         found = match and match.groupdict(default="")
     elif place is not None:
-        found = _by_table(facts.table, place)(without_extension(example))
+        found = _by_table(_table_rows(facts.table, place))(without_extension(example))
     else:
         return facts.examples[example]
     if found is None:

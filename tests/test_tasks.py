@@ -359,9 +359,9 @@ def test_labels_from_a_table(language):
     [
         (None, "found no table 'labels.csv'"),
         ("clip;speaker;label;act\n", "no column 'Speaker'. Did you mean 'speaker'?"),
-        ("clip;Speaker;label;act\nx1;p;a;9\n", "outside of [1.0, 5.0], for example 9.0"),
+        ("clip;Speaker;label;act\nx1;p;a;9\n", "outside of [1.0, 5.0], for example 9.0 of x1.wav"),
         ("clip;Speaker;label;act\nx1;p;a;1\nx1;p;h;1\n", "describes 'x1' twice"),
-        ("clip;Speaker;label;act\nx1;p;a;high\n", "high"),
+        ("clip;Speaker;label;act\nx1;p;a;high\n", "the rating arousal of x1.wav is 'high'"),
         ("", "No columns"),
     ],
 )
@@ -373,6 +373,60 @@ def test_wrong_tables(language, content, words):
         tasks.read_task(folder, data=data)
     assert words in str(caught.value)
     assert run("check", folder, "--data", data).exit_code == 1
+
+
+RATED_APART = """
+[ratings]
+valence = [-3, 3]
+
+[ratings_table]
+file = "rated.csv"
+columns = { file = "clip", valence = "val" }
+"""
+
+
+def test_ratings_from_a_table_of_their_own(language):
+    folder, data = language(TOML + RATED_APART)
+    (folder / "rated.csv").write_text("clip,val\ns1_a_1.wav,3\ns1_h_1,-1.5\ns2_a_1,\n")
+    task = tasks.read_task(folder, data=data)
+    valence = task.table.set_index("file")["valence"]
+    assert valence["s1_a_1.wav"] == 1 and valence["s1_h_1.wav"] == -0.5
+    assert valence.drop(["s1_a_1.wav", "s1_h_1.wav"]).isna().all()
+    assert task.ratings == {"valence": [-3, 3]}
+    shown = run("check", folder, "--data", data).output
+    assert "rating valence: 2 of 8 clips" in shown
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "found no table of ratings 'rated.csv'"),
+        ("clip,val\ns1_a_1,4\n", "for example 4.0 of s1_a_1.wav"),
+        ("clip,val\ns1_a_1,good\n", "rating valence of s1_a_1.wav is 'good'"),
+        ("clip,val\nother,1\n", "names none of the clips"),
+        ("clip,vale\ns1_a_1,1\n", "Did you mean 'vale'?"),
+    ],
+)
+def test_wrong_tables_of_ratings(language, content, words):
+    folder, data = language(TOML + RATED_APART)
+    if content is not None:
+        (folder / "rated.csv").write_text(content)
+    with pytest.raises(ValueError) as caught:
+        tasks.read_task(folder, data=data)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('valence = "val"', 'speaker = "val"'), "gives 'speaker', and so does something else"),
+        (('file = "clip", ', ""), "gives no 'file'"),
+    ],
+)
+def test_ratings_tables_that_cannot_be_meant(language, change, words):
+    folder, _ = language(TOML + RATED_APART.replace(*change))
+    with pytest.raises(ValueError, match=words):
+        tasks.read_facts(folder)
 
 
 def test_iemocap_reads_its_published_evaluation_files(tmp_path):

@@ -1,0 +1,1 @@
+"""Dimensional emotion: ratings such as arousal and valence instead of classes."""
