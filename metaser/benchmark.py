@@ -264,7 +264,7 @@ def _follow(protocol: Protocol, out: Path, data, task_folders, cache) -> None:
         for job in own:
             method = build_method(job.methods[0], setup, protocol, materials, job)
             if _is_trained(method):
-                _train(method, protocol, setup, job, materials, out / "checkpoints")
+                train_job(method, protocol, setup, job, materials, out / "checkpoints")
 
 
 def _threads(materials: dict[str, Material], jobs: int) -> int:
@@ -351,7 +351,7 @@ def _time_job(protocol: Protocol, setup: Setup, job: Job, materials) -> float:
         for updates in (1, 1, 4):
             short = plan.model_copy(update={"updates": updates})
             short = setup.model_copy(update={"training": short})
-            spent.append(_train(method, protocol, short, job, materials, None)["seconds"])
+            spent.append(train_job(method, protocol, short, job, materials, None)["seconds"])
         step = max(spent[2] - spent[1], 0) / 3
         validation = max(spent[1] - step, 0)
         seconds += plan.updates * step + plan.updates / plan.validate_every * validation
@@ -670,7 +670,7 @@ def _rows(protocol: Protocol, job: Job, materials, done, checkpoints) -> Iterato
         if state is not None:
             method.load_state_dict(state)
         elif _is_trained(method):
-            trained = _train(method, protocol, setup, job, materials, checkpoints)
+            trained = train_job(method, protocol, setup, job, materials, checkpoints)
             state = method.state_dict()
         if getattr(method, "use_sources", False):
             method.fit([_all_clips(materials[name], protocol.classes) for name in job.sources])
@@ -696,6 +696,12 @@ def _is_trained(method) -> bool:
 
 def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: Job):
     """Build an untrained method around a new model; the seed decides its initial parameters."""
+    stored = materials[job.targets[0]].plain.values.shape[2]
+    return make_method(label, setup, len(protocol.classes), stored, job.seed)
+
+
+def make_method(label: str, setup: Setup, classes: int, stored: int, seed: int):
+    """Build an untrained method for features of ``stored`` channels."""
     kind, arguments = method_type(label, setup)
     if "model" not in inspect.signature(kind).parameters:
         return kind(**arguments)
@@ -704,25 +710,18 @@ def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: J
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {sorted(BACKBONES)}, not {name!r}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
+        torch.manual_seed(seed)
         # Others are done with their work, and to build them here would need their packages.
         frontend = make_frontend(setup.frontend) if is_learnable(setup.frontend) else None
-        stored = materials[job.targets[0]].plain.values.shape[2]
         try:
             encoder = BACKBONES[name](frontend.channels if frontend else stored, **backbone)
         except TypeError as error:
             raise ValueError(f"backbone {name!r}: {error}") from error
-        model = Model(
-            encoder,
-            len(protocol.classes),
-            setup.head_hidden,
-            setup.batch_norm,
-            frontend,
-        )
+        model = Model(encoder, classes, setup.head_hidden, setup.batch_norm, frontend)
         return kind(model, **arguments).eval()
 
 
-def _train(method, protocol: Protocol, setup: Setup, job: Job, materials, folder) -> dict:
+def train_job(method, protocol: Protocol, setup: Setup, job: Job, materials, folder) -> dict:
     """Train a method, with checkpoints in ``folder`` if given; return the history's last entry."""
     sources, validation = [], []
     for source in job.sources:
