@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from metaser import __version__
+from metaser.commands import models
 from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
 
 app = typer.Typer(
@@ -19,6 +20,8 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="List the tasks (one corpus of one language each), or check one.")
 app.add_typer(tasks_app, name="tasks")
+for command in (models.train, models.adapt, models.predict, models.evaluate, models.export):
+    app.command()(command)
 
 
 def _print_version(wanted: bool) -> None:

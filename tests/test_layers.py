@@ -24,6 +24,8 @@ LAYERS = {
     "cluster": 0,
     "recording": 0,
     "rows": 0,
+    "calibration": 0,
+    "expectation": 0,
     "protocol": 0,
     "frontends.waveform": 0,
     "frontends": 1,
@@ -47,8 +49,15 @@ LAYERS = {
     "benchmark": 5,
     "report": 5,
     "commands.options": 5,
-    "commands": 6,
-    "cli": 7,
+    "clips": 3,
+    "model_file": 6,
+    "adaptation": 7,
+    "prediction": 8,
+    "evaluation": 8,
+    "model_card": 8,
+    "starter": 8,
+    "commands": 9,
+    "cli": 10,
 }
 """A module imports only from smaller layers; a package's modules stand where the package stands."""
 

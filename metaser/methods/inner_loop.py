@@ -276,5 +276,7 @@ class Adapted:
 def predictor(model: nn.Module, parameters: Parameters, classes: Tensor) -> Adapted:
     """The model under adapted parameters; it stays, whatever becomes of the method."""
     model = copy.deepcopy(model).eval()
-    model.load_state_dict({name: value.detach() for name, value in parameters.items()}, strict=False)
+    model.load_state_dict(
+        {name: value.detach() for name, value in parameters.items()}, strict=False
+    )
     return Adapted(model, classes)
