@@ -380,6 +380,7 @@ def demo(
 
     Console().print(overview(results))
     typer.echo(f"Report: {page.resolve()}")
+    models.demonstrate(folder, made)
 
 
 def _command_line() -> str:

@@ -1,6 +1,5 @@
 """Score a model on labelled clips that it has not heard, with intervals that know of speakers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +34,8 @@ class Evaluation:
     uar, macro_f1 : Score
         In [0, 1].
     new_speakers : Score or None
-        UAR on those speakers of whom the model has heard no clip; None where that is not all
-        or none of them.
+        UAR on those speakers of whom the model has heard no clip; None where there are none, or
+        the model is not adapted to clips of this task.
     ece : float
         Expected calibration error.
     confusion : ndarray
@@ -101,12 +100,12 @@ def evaluate(file: ModelFile, table: pd.DataFrame, features: Features, seed: int
     guessed = found.argmax(axis=1)
     names = np.arange(len(file.header.classes))
     new = None
-    if met.any() and not met.all():
-        new = score(metrics.uar, targets[~met], guessed[~met], units[~met], seed)
+    if learnt.any() and not met.all():
+        new = score("uar", targets[~met], guessed[~met], units[~met], seed)
     chosen = [file.header.classes.index(name) for name in classes]
     return Evaluation(
-        uar=score(metrics.uar, targets, guessed, units, seed),
-        macro_f1=score(metrics.macro_f1, targets, guessed, units, seed),
+        uar=score("uar", targets, guessed, units, seed),
+        macro_f1=score("macro_f1", targets, guessed, units, seed),
         new_speakers=new,
         ece=ece(probabilities(found, file.temperature), targets),
         confusion=metrics.confusion(targets, guessed, names)[np.ix_(chosen, chosen)],
@@ -118,11 +117,7 @@ def evaluate(file: ModelFile, table: pd.DataFrame, features: Features, seed: int
 
 
 def score(
-    metric: Callable[[np.ndarray, np.ndarray], float],
-    targets: np.ndarray,
-    guessed: np.ndarray,
-    units: np.ndarray,
-    seed: int = 0,
+    metric: str, targets: np.ndarray, guessed: np.ndarray, units: np.ndarray, seed: int = 0
 ) -> Score:
     """A score with its interval by the bootstrap over speakers.
 
@@ -131,24 +126,37 @@ def score(
 
     Parameters
     ----------
-    metric : callable
-        From true and predicted classes to a number.
+    metric : {"uar", "macro_f1"}
+        What is scored.
     targets, guessed : ndarray of int
-        (clips,)
+        (clips,) true and predicted classes.
     units : ndarray
         (clips,) who speaks.
+    seed : int
+        Of the draws.
     """
-    people = np.unique(units)
-    groups = units if len(people) > 1 else np.arange(len(units))
-    rows = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    people = len(np.unique(units))
+    groups = np.unique(units, return_inverse=True)[1] if people > 1 else np.arange(len(units))
+    size, classes = groups.max() + 1, max(targets.max(), guessed.max()) + 1
+    counts = np.zeros((size, classes, classes))
+    np.add.at(counts, (groups, targets, guessed), 1)
     rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(RESAMPLES):
-        drawn = np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])
-        values.append(metric(targets[drawn], guessed[drawn]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    value = metric(targets, guessed)
-    return Score(value, float(low), float(high), len(targets), len(people))
+    drawn = rng.multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
+    values = _from_confusion(metric, np.tensordot(drawn, counts, axes=1))
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    value = getattr(metrics, metric)(targets, guessed)
+    return Score(value, float(low), float(high), len(targets), people)
+
+
+def _from_confusion(metric: str, counts: np.ndarray) -> np.ndarray:
+    """UAR or macro-F1 of confusion matrices (..., classes, classes), for all of them at once."""
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    true, claimed = counts.sum(axis=-1), counts.sum(axis=-2)
+    shares = {"uar": (hits, true), "macro_f1": (2 * hits, true + claimed)}
+    above, below = shares[metric]
+    return np.nanmean(
+        np.divide(above, below, where=below > 0, out=np.full(above.shape, np.nan)), axis=-1
+    )
 
 
 def _groups(table: pd.DataFrame, targets: np.ndarray, guessed: np.ndarray) -> pd.DataFrame:

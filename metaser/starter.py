@@ -120,13 +120,15 @@ def read_recipe(
     ValueError
         If there is no such setup or method, or the method cannot go into a file.
     """
-    plan = settle(read_protocol(protocol))
+    plan = read_protocol(protocol)
     name = next(iter(plan.setups)) if setup is None else setup
     if name not in plan.setups:
         raise ValueError(
             f"{plan.name} has no setup {name!r}.{nearest(name, plan.setups)} It has "
             f"{', '.join(plan.setups)}"
         )
+    # Alone: another setup may need packages that are not installed.
+    plan = settle(plan.model_copy(update={"setups": {name: plan.setups[name]}}))
     known = plan.setups[name].methods
     if method not in known:
         raise ValueError(
@@ -157,6 +159,7 @@ def train_model(
     jobs: int = 1,
     cache: Path | None = None,
     console: Console | None = None,
+    draws: int = DRAWS,
 ) -> Header:
     """Train on all sources that are present and write a model file.
 
@@ -180,6 +183,8 @@ def train_model(
         Processes that extract features.
     console : rich.console.Console, optional
         Where progress is told.
+    draws : int
+        Draws a left-out task and number of shots; fewer make the intervals less sure.
 
     Returns
     -------
@@ -189,7 +194,7 @@ def train_model(
     out, console = Path(out), console or Console(stderr=True)
     materials, raw = prepare(recipe, data, folders, jobs, cache, console)
     checkpoints = out.with_name(f"{out.name}.checkpoints")
-    kind, scored = measure(recipe, materials, raw, seed, checkpoints, console)
+    kind, scored = measure(recipe, materials, raw, seed, checkpoints, console, draws)
     console.print(f"training on {', '.join(materials)}", highlight=False)
     file = train_file(recipe, materials, raw, seed, checkpoints / "all")
     found = {
@@ -231,6 +236,7 @@ def measure(
     seed: int,
     checkpoints: Path,
     console: Console,
+    draws: int = DRAWS,
 ) -> tuple[str, list[Scored]]:
     """Leave sources out in turn; return what was left out ("language", …) and all draws' scores."""
     kind, parts = split_sources(materials, raw)
@@ -239,7 +245,7 @@ def measure(
         console.print(f"measuring on {part.name}, left out", highlight=False)
         file = train_file(recipe, part.learnt, part.raw, seed, checkpoints / part.name)
         for material, features in part.held:
-            scored += score_draws(file, material.task, features, seed)
+            scored += score_draws(file, material.task, features, seed, draws)
     return kind, scored
 
 
@@ -349,7 +355,7 @@ def _source_constants(tables: Iterable[Features]) -> Constants:
 
 
 def score_draws(
-    file: ModelFile, task: Task, features: Features, seed: int, draws: int = DRAWS
+    file: ModelFile, task: Task, features: Features, seed: int, draws: int
 ) -> list[Scored]:
     """Use a model on a task that it has not learnt from, as a user would, many times.
 

@@ -27,6 +27,9 @@ def train(
         str | None, typer.Option(help="Setup of the protocol; the first if not given.")
     ] = None,
     method: Annotated[str, typer.Option(help="Method of the setup.")] = "inner_loop_alone",
+    draws: Annotated[
+        int, typer.Option(min=1, help="Draws a left-out task and number of clips, to measure by.")
+    ] = 40,
     seed: Seed = 0,
     jobs: Jobs = 1,
     cache: Cache = None,
@@ -42,7 +45,7 @@ def train(
         chosen = [name for name in sources.split(",") if name]
         try:
             recipe = read_recipe(protocol, setup, method, chosen)
-            header = train_model(out, recipe, data, tasks or (), seed, jobs, cache)
+            header = train_model(out, recipe, data, tasks or (), seed, jobs, cache, draws=draws)
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on where it was", err=True)
             raise typer.Exit(130) from None
@@ -203,6 +206,29 @@ def export(
         if card is not None:
             model_card.write_card(card, model_card.card(file, model.stem, difference))
             typer.echo(card)
+
+
+def demonstrate(folder: Path, languages: Path) -> None:
+    """Train, adapt and predict on the made-up languages, as part of the demo."""
+    model, adapted = folder / "model.safetensors", folder / "italian.safetensors"
+    corpora = {"data": languages / "audio", "tasks": [languages / "tasks"]}
+    options = f"--data {corpora['data']} --tasks {corpora['tasks'][0]}"
+    learnt = "de_synthetic,en_synthetic,pl_synthetic"
+    clip = sorted((corpora["data"] / "SYNTHETIC-IT").glob("*.wav"))[-1]
+    typer.echo(f"\n$ metaser train --out {model} --protocol smoke --method metaser {options} ...")
+    train(
+        model,
+        **corpora,
+        sources=learnt,
+        protocol="smoke",
+        method="metaser",
+        draws=6,
+        cache=folder / "cache",
+    )
+    typer.echo(f"\n$ metaser adapt {model} --out {adapted} --task it_synthetic --shots 5 {options}")
+    adapt(model, adapted, task="it_synthetic", shots=5, **corpora)
+    typer.echo(f"\n$ metaser predict {adapted} {clip}")
+    predict(adapted, [str(clip)])
 
 
 def _pair(label: str) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """Does the interval that `metaser adapt` states hold the UAR that is then measured?
 
-    python benchmarks/coverage/coverage.py --data DIR [--draws 100] [--cache DIR]
+    python benchmarks/coverage/intervals.py --data DIR [--draws 100] [--cache DIR]
 
 A few clips of some speakers are drawn from a corpus, the model is adapted to them and states its
 interval; then the UAR is measured on all clips of the other speakers. The targets of the protocol
@@ -32,7 +32,7 @@ def main(
     draws: Annotated[int, typer.Option(help="Draws a target and number of shots.")] = 100,
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints.")] = Path("checkpoints"),
 ) -> None:
-    """Measure and write draws.csv and README's table, coverage.md."""
+    """Measure and write draws.csv and coverage.md."""
     recipe, console = read_recipe(), Console(stderr=True)
     materials, raw = prepare(recipe, data, (), 1, cache, console)
     _, scored = measure(recipe, materials, raw, 0, checkpoints, console)
@@ -88,7 +88,7 @@ def summary(table: pd.DataFrame) -> str:
         ).where(table["folds"] != "none"),
     )
     lines = [
-        "| task | clips a class | draws | measured inside | width | error | cross-validation alone |",
+        "| task | clips a class | draws | measured inside | width | error | naive |",
         "|---|---|---|---|---|---|---|",
     ]
     groups = [*table.groupby(["role", "task", "shots"], sort=False), *_all(table)]
