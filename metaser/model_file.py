@@ -35,7 +35,10 @@ LIBRARIES = ("librosa", "numpy", "soundfile", "soxr", "torch")
 """Packages whose versions can change features or scores, besides those of the front end."""
 
 PRIOR_CLIPS = 10.0
-"""Clips that the sources' means and deviations count as beside the given ones; see README."""
+"""Clips that the sources' means and deviations count as beside the given ones.
+
+How it was chosen: benchmarks/README.md.
+"""
 
 
 class _Strict(BaseModel):
