@@ -198,13 +198,14 @@ def cross_validate(
 ) -> tuple[Folds, float]:
     """UAR over clips that the model was not adapted to, fold by fold.
 
-    Folds leave out speakers where there are several; else, which flatters, clips. Where a class has
-    one clip there are none.
+    Folds leave out speakers where there are several; else, which flatters, clips. There are none
+    where a class has one clip, or where most speakers show one emotion: to leave such a speaker out
+    is to leave out most of the emotion, so that would say nothing of what all clips together teach.
     """
     counts = np.bincount(targets)
     fewest = int(counts[counts > 0].min())
     people = 1 if speakers is None else len(np.unique(speakers))
-    if fewest < 2:
+    if fewest < 2 or (people > 1 and _mostly_one_emotion(targets, speakers)):
         return "none", float("nan")
     if people > 1:
         kind, split = "speakers", GroupKFold(min(MOST_FOLDS, people))
@@ -222,6 +223,12 @@ def cross_validate(
     if set(targets[scored]) != set(targets):
         return "none", float("nan")
     return kind, metrics.uar(targets[scored], guessed[scored])
+
+
+def _mostly_one_emotion(targets: np.ndarray, speakers: np.ndarray) -> bool:
+    """Whether most speakers show one emotion only."""
+    shown = [len(np.unique(targets[speakers == one])) for one in np.unique(speakers)]
+    return bool(np.mean(np.array(shown) == 1) > 0.5)
 
 
 def zero_shot(file: ModelFile, features: Features, rows: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ Cross-validation over twenty clips says little, and says it with too much confid
 from few speakers, and the next ones sound different. How far it lies from the truth is therefore
 measured where the truth is known, on languages that were left out of the training: there, a few
 clips are drawn as a user would give them (``Draw``), and what cross-validation says of them is held
-against the UAR on the other speakers. A line is fitted from the one to the other, and the interval
-is as wide as was needed for the left-out language that was hardest to foresee.
+against the UAR on the other speakers. The mean difference corrects the one by the other, and the
+interval is as wide as was needed for the left-out language that was hardest to foresee.
 
 Scores are chance-corrected throughout, skill = (UAR - 1/C) / (1 - 1/C), so that languages with
 different numbers C of classes can stand side by side.
@@ -22,7 +22,10 @@ Folds = Literal["none", "clips", "speakers"]
 """How given clips were cross-validated: not at all, by clips, or by speakers."""
 
 FEWEST = 15
-"""Draws without which no line is fitted."""
+"""Draws without which a kind of cross-validation has no band of its own."""
+
+FEWEST_TASKS = 3
+"""Tasks, of those that there are, from which these draws must come."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Draw:
 
 
 class Band(BaseModel):
-    """A line from cross-validated skill to true skill, with the width of its 95 % interval.
+    """How far true skill lies from cross-validated skill, with the width of its 95 % interval.
 
     Attributes
     ----------
@@ -59,8 +62,8 @@ class Band(BaseModel):
         Clips a class.
     folds : {"none", "clips", "speakers"}
         Kind of cross-validation; "none" foresees the same whatever the clips are.
-    intercept, slope : float
-        ``truth = intercept + slope * seen``.
+    offset : float
+        ``truth = seen + offset``, or ``truth = offset`` if ``folds`` is "none".
     half : float
         Half of the interval, in units of skill.
     tasks, draws : int
@@ -70,8 +73,7 @@ class Band(BaseModel):
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
     shots: int
     folds: Folds
-    intercept: float
-    slope: float
+    offset: float
     half: float
     tasks: int
     draws: int
@@ -111,9 +113,9 @@ def uar_of(skill: float, classes: int) -> float:
 def fit_bands(draws: Sequence[Draw], confidence: float = 0.95) -> list[Band]:
     """Fit a band for every number of shots and kind of cross-validation.
 
-    The width is conformal and goes by whole tasks: each task is foreseen by the line through the
-    others' draws, the distance that holds ``confidence`` of its draws is noted, and the largest of
-    these is taken. A new task exceeds the largest of n with probability 1 / (n + 1).
+    The width is conformal and goes by whole tasks: each task is foreseen from the others' draws,
+    the distance that holds ``confidence`` of its draws is noted, and the largest of these is taken.
+    A new task exceeds the largest of n with probability 1 / (n + 1).
 
     References
     ----------
@@ -121,47 +123,37 @@ def fit_bands(draws: Sequence[Draw], confidence: float = 0.95) -> list[Band]:
     Journal of the American Statistical Association 2023.
     """
     bands = []
+    wanted = min(FEWEST_TASKS, len({draw.task for draw in draws}))
     for shots in sorted({draw.shots for draw in draws}):
         own = [draw for draw in draws if draw.shots == shots]
         bands.append(_fit(own, shots, "none", confidence))
         for folds in ("clips", "speakers"):
             some = [draw for draw in own if draw.folds == folds]
-            if len(some) >= FEWEST:
+            if len(some) >= FEWEST and len({draw.task for draw in some}) >= wanted:
                 bands.append(_fit(some, shots, folds, confidence))
     return bands
 
 
 def _fit(draws: Sequence[Draw], shots: int, folds: Folds, confidence: float) -> Band:
-    tasks = np.array([draw.task for draw in draws])
-    seen = np.array([0.0 if folds == "none" else draw.seen for draw in draws])
-    truth = np.array([draw.truth for draw in draws])
-    intercept, slope = _line(tasks, seen, truth)
+    """The mean difference, every task counting the same, and what it leaves of the worst task."""
+    differences: dict[str, list[float]] = {}
+    for draw in draws:
+        seen = 0.0 if folds == "none" else draw.seen
+        differences.setdefault(draw.task, []).append(draw.truth - seen)
+    means = {task: float(np.mean(own)) for task, own in differences.items()}
     widths = []
-    for name in np.unique(tasks):
-        left_out = tasks == name
-        others = ~left_out if not left_out.all() else left_out
-        a, b = _line(tasks[others], seen[others], truth[others])
-        errors = np.abs(truth[left_out] - a - b * seen[left_out])
+    for task, own in differences.items():
+        others = [mean for name, mean in means.items() if name != task] or [means[task]]
+        errors = np.abs(np.array(own) - np.mean(others))
         widths.append(np.quantile(errors, confidence, method="higher"))
     return Band(
         shots=shots,
         folds=folds,
-        intercept=intercept,
-        slope=slope,
+        offset=float(np.mean(list(means.values()))),
         half=float(max(widths)),
-        tasks=len(widths),
+        tasks=len(means),
         draws=len(draws),
     )
-
-
-def _line(tasks: np.ndarray, seen: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Intercept and slope of a least-squares line in which every task counts the same."""
-    _, place, counts = np.unique(tasks, return_inverse=True, return_counts=True)
-    weights = 1 / counts[place]
-    x, y = np.average(seen, weights=weights), np.average(truth, weights=weights)
-    variance = np.average((seen - x) ** 2, weights=weights)
-    slope = np.average((seen - x) * (truth - y), weights=weights) / variance if variance else 0.0
-    return float(y - slope * x), float(slope)
 
 
 def expect(bands: Sequence[Band], shots: int, classes: int, folds: Folds, seen: float) -> Expected:
@@ -192,7 +184,7 @@ def expect(bands: Sequence[Band], shots: int, classes: int, folds: Folds, seen: 
     own = [band for band in fitting if band.folds == folds]
     band = max(own or [b for b in fitting if b.folds == "none"], key=lambda band: band.shots)
     known = 0.0 if band.folds == "none" else skill(seen, classes)
-    middle = band.intercept + band.slope * known
+    middle = known + band.offset
     ends = (middle, middle - band.half, middle + band.half)
     uar, low, high = (uar_of(value, classes) for value in ends)
     return Expected(uar, low, high, band.folds, seen if folds != "none" else float("nan"))

@@ -16,7 +16,8 @@ ZERO_SHOT = (
 )
 
 FOLDS = {
-    "none": "the clips are too few to cross-validate, so this is what left-out languages gave",
+    "none": "the clips cannot be cross-validated (too few, or most speakers show one emotion), so "
+    "this is what left-out languages gave",
     "clips": "cross-validated by clips, for speakers are not known or there is one only, which "
     "flatters; corrected by how much it did so on left-out languages",
     "speakers": "cross-validated by leaving out speakers, and corrected by how far that lay from "

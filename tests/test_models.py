@@ -282,6 +282,17 @@ def test_cross_validation_never_hears_what_it_is_asked(trained, plant, make_task
     assert adaptation.cross_validate(file, features, rows, shuffled, None)[1] < 0.5
 
 
+def test_speakers_of_one_emotion_each_are_not_cross_validated(trained, plant, make_task):
+    file = load(trained)
+    task = make_task(speakers=8, clips=3)
+    targets = pd.factorize(task.table["emotion"])[0]
+    rows = np.flatnonzero(targets == task.table["unit"] % 4)
+    features = plant(task, channels=file.header.channels)
+    speakers = task.table["speaker"].to_numpy()[rows]
+    kind, seen = adaptation.cross_validate(file, features, rows, targets[rows], speakers)
+    assert kind == "none" and np.isnan(seen)
+
+
 def test_draws_keep_speakers_apart():
     targets, units = np.tile([0, 1], 40), np.repeat(np.arange(8), 10)
     for seed in range(20):

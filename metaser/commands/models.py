@@ -213,7 +213,7 @@ def demonstrate(folder: Path, languages: Path) -> None:
     model, adapted = folder / "model.safetensors", folder / "italian.safetensors"
     corpora = {"data": languages / "audio", "tasks": [languages / "tasks"]}
     options = f"--data {corpora['data']} --tasks {corpora['tasks'][0]}"
-    learnt = "de_synthetic,en_synthetic,pl_synthetic"
+    learnt = "de_synthetic,en_synthetic"
     clip = sorted((corpora["data"] / "SYNTHETIC-IT").glob("*.wav"))[-1]
     typer.echo(f"\n$ metaser train --out {model} --protocol smoke --method metaser {options} ...")
     train(
@@ -222,7 +222,7 @@ def demonstrate(folder: Path, languages: Path) -> None:
         sources=learnt,
         protocol="smoke",
         method="metaser",
-        draws=6,
+        draws=8,
         cache=folder / "cache",
     )
     typer.echo(f"\n$ metaser adapt {model} --out {adapted} --task it_synthetic --shots 5 {options}")
