@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from metaser.model_file import Header, ModelFile, measured_at
 from metaser.tasks import language_name
 
@@ -23,6 +25,11 @@ FOLDS = {
     "speakers": "cross-validated by leaving out speakers, and corrected by how far that lay from "
     "the truth on left-out languages",
 }
+
+UNJUDGED = (
+    "the model was measured on too few draws to tell how far their cross-validation can be "
+    "trusted, so this is what left-out languages gave"
+)
 
 
 def warnings(header: Header) -> list[str]:
@@ -55,14 +62,15 @@ def expected_lines(header: Header) -> list[str]:
     own = header.adaptation
     beside = measured_at(header, own.shots)
     people = "" if own.speakers is None else f" of {own.speakers} speakers"
+    unjudged = own.folds == "none" and not np.isnan(own.seen)
     lines = [
         f"UAR to expect on new clips of other speakers: {percent(own.uar, own.low, own.high)}, "
         f"95 % interval; chance is {100 / len(own.classes):.0f} %",
-        f"from {own.clips} clips{people}: {FOLDS[own.folds]}",
+        f"from {own.clips} clips{people}: {UNJUDGED if unjudged else FOLDS[own.folds]}",
         f"on left-out {_plural(header)} with {beside.shots} clips a class it was "
         f"{percent(beside.uar, beside.low, beside.high)} ({len(beside.tasks)} corpora)",
     ]
-    if own.folds != "none":
+    if not np.isnan(own.seen):
         lines.insert(2, f"the cross-validation itself says {100 * own.seen:.1f} %")
     return lines
 

@@ -382,4 +382,8 @@ def _header(path: str | Path, metadata: dict[str, str]) -> Header:
     try:
         return Header.model_validate_json(metadata["metaser"])
     except ValidationError as error:
-        raise ValueError(f"{path}: the header is damaged ({error}): make the file again") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path}: the header is damaged ({where}: {first['msg']}): make the file again"
+        ) from error

@@ -222,7 +222,7 @@ def demonstrate(folder: Path, languages: Path) -> None:
         sources=learnt,
         protocol="smoke",
         method="metaser",
-        draws=8,
+        draws=12,
         cache=folder / "cache",
     )
     typer.echo(f"\n$ metaser adapt {model} --out {adapted} --task it_synthetic --shots 5 {options}")
