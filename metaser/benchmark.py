@@ -270,7 +270,7 @@ def _follow(protocol: Protocol, out: Path, data, task_folders, cache) -> None:
         for job in own:
             method = build_method(job.methods[0], setup, protocol, materials, job)
             if _is_trained(method):
-                _train(method, protocol, setup, job, materials, out / "checkpoints")
+                train_job(method, protocol, setup, job, materials, out / "checkpoints")
 
 
 def _threads(materials: dict[str, Material], jobs: int) -> int:
@@ -358,7 +358,7 @@ def _time_job(protocol: Protocol, setup: Setup, job: Job, materials) -> float:
         for updates in (1, 1, 4):
             short = plan.model_copy(update={"updates": updates})
             short = setup.model_copy(update={"training": short})
-            spent.append(_train(method, protocol, short, job, materials, None)["seconds"])
+            spent.append(train_job(method, protocol, short, job, materials, None)["seconds"])
         step = max(spent[2] - spent[1], 0) / 3
         validation = max(spent[1] - step, 0)
         seconds += plan.updates * step + plan.updates / plan.validate_every * validation
@@ -710,7 +710,7 @@ def _rows(protocol: Protocol, job: Job, materials, done, checkpoints) -> Iterato
         if state is not None:
             method.load_state_dict(state)
         elif _is_trained(method):
-            trained = _train(method, protocol, setup, job, materials, checkpoints)
+            trained = train_job(method, protocol, setup, job, materials, checkpoints)
             state = method.state_dict()
         if getattr(method, "use_sources", False):
             method.fit([_all_clips(materials[name], protocol.classes) for name in job.sources])
@@ -739,7 +739,7 @@ def train_method(
     setup = protocol.setups[job.setup]
     method = build_method(label, setup, protocol, materials, job)
     if _is_trained(method):
-        _train(method, protocol, setup, replace(job, methods=(label,)), materials, checkpoints)
+        train_job(method, protocol, setup, replace(job, methods=(label,)), materials, checkpoints)
     return method
 
 
@@ -750,36 +750,43 @@ def _is_trained(method) -> bool:
 
 def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: Job):
     """Build an untrained method around a new model; the seed decides its initial parameters."""
+    stored = materials[job.targets[0]].plain.values.shape[2]
+    domains = count_domains([materials[name].task for name in job.sources])
+    return make_method(label, setup, len(protocol.classes), stored, job.seed, domains)
+
+
+def make_method(
+    label: str,
+    setup: Setup,
+    classes: int,
+    stored: int,
+    seed: int,
+    domains: dict[str, int] | None = None,
+):
+    """Build an untrained method for features of ``stored`` channels.
+
+    ``domains`` counts the speakers and corpora that adversaries tell apart.
+    """
     kind, arguments = method_type(label, setup)
     if "model" not in inspect.signature(kind).parameters:
         return kind(**arguments)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
+        torch.manual_seed(seed)
         # Others are done with their work, and to build them here would need their packages.
         frontend = make_frontend(setup.frontend) if is_learnable(setup.frontend) else None
-        stored = materials[job.targets[0]].plain.values.shape[2]
         model = Model(
             make_backbone(setup.backbone, frontend.channels if frontend else stored),
-            len(protocol.classes),
+            classes,
             setup.head_hidden,
             setup.batch_norm,
             frontend,
         )
         if "domains" in inspect.signature(kind).parameters:
-            arguments["domains"] = count_domains([materials[name].task for name in job.sources])
+            arguments["domains"] = domains
         return kind(model, **arguments).eval()
 
 
-def trained_method(protocol: Protocol, job: Job, materials, checkpoints: Path):
-    """The first method of a job, trained; from its checkpoint, if there is one."""
-    setup = protocol.setups[job.setup]
-    method = build_method(job.methods[0], setup, protocol, materials, job)
-    if _is_trained(method):
-        _train(method, protocol, setup, job, materials, checkpoints)
-    return method
-
-
-def _train(method, protocol: Protocol, setup: Setup, job: Job, materials, folder) -> dict:
+def train_job(method, protocol: Protocol, setup: Setup, job: Job, materials, folder) -> dict:
     """Train a method, with checkpoints in ``folder`` if given; return the history's last entry."""
     sources, validation = [], []
     for material in _numbered(materials, job):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from metaser import __version__
-from metaser.commands import labelling, probe, tasks_new
+from metaser.commands import labelling, models, probe, tasks_new
 from metaser.commands.dimensional import dimensional
 from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
 from metaser.commands.similarity import similarity, transferability
@@ -22,13 +22,21 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="List the tasks (one corpus of one language each), or check one.")
 app.add_typer(tasks_app, name="tasks")
-app.command()(similarity)
-app.command()(transferability)
 tasks_app.command("new")(tasks_new.new)
-app.command()(labelling.curve)
-app.command()(labelling.select)
-app.command()(probe.probe)
-app.command()(dimensional)
+for command in (
+    models.train,
+    models.adapt,
+    models.predict,
+    models.evaluate,
+    models.export,
+    labelling.curve,
+    labelling.select,
+    similarity,
+    transferability,
+    probe.probe,
+    dimensional,
+):
+    app.command()(command)
 
 
 def _print_version(wanted: bool) -> None:
@@ -387,6 +395,7 @@ def demo(
 
     Console().print(overview(results))
     typer.echo(f"Report: {page.resolve()}")
+    models.demonstrate(folder, made)
 
 
 def _command_line() -> str:

@@ -21,9 +21,9 @@ from metaser import stats
 from metaser.benchmark import Job, Material, gather, present_tasks, restrict, run, train_method
 from metaser.episodes import TaskSampler, tensors
 from metaser.features import extract, make_frontend, normalise
+from metaser.layer_changes import probe
 from metaser.methods.inner_loop import predictor
 from metaser.metrics import uar
-from metaser.probing import probe
 from metaser.protocol import Protocol, read_protocol
 from metaser.recording import Situation
 from metaser.rows import read_rows

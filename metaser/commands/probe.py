@@ -57,7 +57,8 @@ def _measure(plan, methods: Sequence[str], out: Path, data, folders, cache) -> I
         own = [job for job in jobs if job.setup == name and set(job.targets) & set(plan.targets)]
         materials = harness.gather(setup, own, present, cache, 1, console) if own else {}
         for job in own:
-            method = harness.trained_method(plan, job, materials, out / "checkpoints")
+            first = job.methods[0]
+            method = harness.train_method(first, plan, job, materials, out / "checkpoints")
             if not hasattr(method, "model"):
                 raise ValueError(f"{job.methods[0]} has no embeddings: name methods with a network")
             for clips, tasks in (("sources", job.sources), ("targets", job.targets)):

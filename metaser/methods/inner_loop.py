@@ -8,7 +8,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -252,19 +252,31 @@ def _own_kernels() -> Iterator[None]:
         yield
 
 
-def predictor(model: nn.Module, parameters: Parameters, classes: Tensor) -> Predictor:
-    """A function from modalities to scores (clips, classes) under adapted parameters.
+@dataclass(frozen=True, eq=False)
+class Adapted:
+    """A predictor that is a model with parameters of its own, so that it can be kept in a file.
 
-    Classes that the task does not have score minus infinity. Its attribute ``parameters`` is a copy
-    of the adapted ones.
+    Attributes
+    ----------
+    model : nn.Module
+        With the adapted parameters in place.
+    classes : Tensor
+        (classes,) bool; which classes the task has.
     """
-    model = copy.deepcopy(model).eval()  # the predictor stays, whatever becomes of the method
-    frozen = {name: value.detach().clone() for name, value in parameters.items()}
+
+    model: nn.Module
+    classes: Tensor
 
     @torch.no_grad()
-    def predict(modalities: dict[str, Padded]) -> Tensor:
-        scores = functional_call(model, frozen, (modalities,))
-        return scores.masked_fill(~classes, float("-inf"))
+    def __call__(self, modalities: dict[str, Padded]) -> Tensor:
+        """Return scores (clips, classes); classes that the task does not have score -infinity."""
+        return self.model(modalities).masked_fill(~self.classes, float("-inf"))
 
-    predict.parameters = frozen
-    return predict
+
+def predictor(model: nn.Module, parameters: Parameters, classes: Tensor) -> Adapted:
+    """The model under adapted parameters; it stays, whatever becomes of the method."""
+    model = copy.deepcopy(model).eval()
+    model.load_state_dict(
+        {name: value.detach() for name, value in parameters.items()}, strict=False
+    )
+    return Adapted(model, classes)

@@ -8,9 +8,9 @@ from torch import nn
 from metaser.backbones import BACKBONES
 from metaser.batch import Padded
 from metaser.episodes import TaskSampler, tensors
+from metaser.layer_changes import activations, cka, probe, relative_change
 from metaser.methods import METHODS
 from metaser.model import Model
-from metaser.probing import activations, cka, probe, relative_change
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 

@@ -107,7 +107,7 @@ def probe(method: nn.Module, episode: EpisodeBatch) -> pd.DataFrame:
     Parameters
     ----------
     method : nn.Module
-        A trained method with ``model``, whose predictor tells its ``parameters``; not changed.
+        A trained method whose predictor has a ``model``, as it has itself; not changed.
     episode : EpisodeBatch
         The support set is adapted to; layers are heard on the query clips.
 
@@ -119,7 +119,8 @@ def probe(method: nn.Module, episode: EpisodeBatch) -> pd.DataFrame:
     """
     model, clips = method.model, episode.query.modalities
     before = {name: value.detach() for name, value in model.named_parameters()}
-    after = method.adapt(episode.support).parameters
+    tuned = method.adapt(episode.support).model
+    after = {name: value.detach() for name, value in tuned.named_parameters()}
     changes = relative_change(before, after)
     own, adapted = activations(model, before, clips), activations(model, after, clips)
     rows = [
