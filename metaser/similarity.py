@@ -447,7 +447,7 @@ def probed(trained: Trained, target: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a layer: mean ``change`` and ``cka`` (see ``probing.probe``) with 95 % intervals
+        One row a layer: mean ``change`` and ``cka`` (see ``layer_changes.probe``) with 95 % intervals
         over the ``episodes``.
     """
     sampler, features = trained.sampler(target), trained.materials[target].plain
