@@ -27,11 +27,11 @@ class Padded:
         return len(self.values)
 
     def mean(self) -> Tensor:
-        """Mean over the real frames, (clips, channels)."""
+        """Mean over the real frames, (clips, channels); 0 where there is none."""
         if self.values.shape[-2] == 1:
             return self.values.squeeze(-2)
         mask = self.mask.unsqueeze(-1)
-        return (self.values * mask).sum(dim=-2) / mask.sum(dim=-2)
+        return (self.values * mask).sum(dim=-2) / mask.sum(dim=-2).clamp(min=1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Padded":
         """Apply a change of leading dimensions to values and mask."""
