@@ -790,7 +790,7 @@ def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: J
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
         # Others are done with their work, and to build them here would need their packages.
-        frontend = make_frontend(setup.frontend) if is_learnable(setup.frontend or {}) else None
+        frontend = make_frontend(setup.frontend) if is_learnable(setup.frontend) else None
         parts = materials[job.targets[0]].plain.modalities
         channels = {modality: part.values.shape[2] for modality, part in parts.items()}
         if frontend:

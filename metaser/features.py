@@ -117,10 +117,10 @@ class Features:
         return Padded(torch.from_numpy(values), torch.from_numpy(mask))
 
 
-def is_learnable(arguments: dict) -> bool:
-    """Whether the front end of these arguments is an ``nn.Module``; it is not built."""
-    kind = FRONTENDS.get(arguments.get("name"))
-    return issubclass(getattr(kind, "func", kind), nn.Module)
+def is_learnable(arguments: dict | None) -> bool:
+    """Whether the audio's front end of these arguments is an ``nn.Module``; it is not built."""
+    kind = FRONTENDS.get((arguments or {}).get("name"))
+    return kind is not None and issubclass(getattr(kind, "func", kind), nn.Module)
 
 
 def make_frontend(arguments: dict, modality: str = "audio") -> Callable:
