@@ -79,12 +79,16 @@ def test_licence_is_the_same_everywhere(setup):
 
 def test_requirements_are_exactly_what_is_imported(setup):
     imported = set(_imported("metaser")) | _declared(setup, "ssl")  # loaded by name
-    declared = _declared(setup, "synthetic", "cluster", "ray", "opensmile", "speaker", "ssl")
+    declared = _declared(
+        setup, "synthetic", "cluster", "ray", "opensmile", "speaker", "ssl", "video"
+    )
     assert imported == declared - {"setuptools"}  # which resemblyzer needs
 
 
 def test_tests_import_nothing_that_is_not_declared(setup):
-    declared = _declared(setup, "synthetic", "cluster", "opensmile", "speaker", "ssl", "test")
+    declared = _declared(
+        setup, "synthetic", "cluster", "opensmile", "speaker", "ssl", "video", "test"
+    )
     missing = {name: file for name, file in _imported("tests").items() if name not in declared}
     assert missing == {}
 
