@@ -27,7 +27,7 @@ class Padded:
         return len(self.values)
 
     def mean(self) -> Tensor:
-        """Mean over the real frames, (clips, channels); 0 for a clip without any."""
+        """Mean over the real frames, (clips, channels); 0 where there is none."""
         if self.values.shape[-2] == 1:
             return self.values.squeeze(-2).masked_fill(~self.mask, 0)
         mask = self.mask.unsqueeze(-1)

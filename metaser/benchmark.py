@@ -25,7 +25,7 @@ from rich.console import Console
 
 from metaser import __version__, metrics
 from metaser.audio import content_hash
-from metaser.backbones import make_backbone
+from metaser.backbones import BACKBONES, make_backbone
 from metaser.cluster import workplace
 from metaser.distributed import from_first, is_shared, process_group, rank
 from metaser.domains import count_domains, number_domains
@@ -37,7 +37,15 @@ from metaser.episodes import (
     tensors,
     write_manifest,
 )
-from metaser.features import Features, extract, is_learnable, make_frontend, normalise
+from metaser.features import (
+    Features,
+    audio_contents,
+    extract,
+    is_learnable,
+    lacks,
+    make_frontend,
+    normalise,
+)
 from metaser.labels import nearest
 from metaser.methods import METHODS
 from metaser.methods.baselines import LogisticRegression
@@ -201,6 +209,7 @@ def _run(
     protocol, out, data, task_folders, targets, methods, jobs, cache, scheduler, command, console
 ) -> Path:
     tasks, absent = present_tasks(protocol, data, task_folders)
+    _check_modalities(protocol, tasks)
     for name in absent:
         console.print(f"[yellow]{name} is not present and is left out[/yellow]")
     protocol = choose_sources(protocol, tasks, cache, jobs)
@@ -275,7 +284,8 @@ def _follow(protocol: Protocol, out: Path, data, task_folders, cache) -> None:
 
 def _threads(materials: dict[str, Material], jobs: int) -> int:
     """Threads of each of some processes: more than one serve networks over frames alone."""
-    if all(material.plain.values.shape[1] == 1 for material in materials.values()):
+    parts = [part for found in materials.values() for part in found.plain.modalities.values()]
+    if all(part.values.shape[1] <= 1 for part in parts):
         return 1
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, cpu_count() // jobs))
 
@@ -293,6 +303,7 @@ def forecast(
     """Tell how much of a protocol remains, timing one step of each kind on random features."""
     protocol = settle(protocol)
     tasks, absent = present_tasks(protocol, data, task_folders)
+    _check_modalities(protocol, tasks)
     protocol = choose_sources(protocol, tasks, cache, jobs)
     tasks = {name: restrict(task, protocol.classes) for name, task in tasks.items()}
     done = finished_cells(out / "rows.jsonl", protocol, tasks)
@@ -306,7 +317,7 @@ def forecast(
         own = [job for job in plan if job.setup == name]
         if not own:
             continue
-        materials, extraction = _random_materials(setup, own, tasks)
+        materials, extraction = _random_materials(setup, own, tasks, cache)
         torch.set_num_threads(_threads(materials, jobs))
         measured, memory = {}, 0
         for job in own:
@@ -324,28 +335,52 @@ def forecast(
     return "\n".join(lines)
 
 
-def _random_materials(setup: Setup, jobs, tasks) -> tuple[dict[str, Material], float]:
+def _random_materials(setup: Setup, jobs, tasks, cache) -> tuple[dict[str, Material], float]:
     """Random features of the right shape, and the seconds that the real ones would take."""
-    frontend = make_frontend(setup.frontend)
-    frontend = getattr(frontend, "extracted", frontend)
+    rng = np.random.default_rng(0)
+    first = tasks[jobs[0].targets[0]]
+    shapes, seconds = {}, {}
+    for modality, arguments in setup.frontends.items():
+        frontend = make_frontend(arguments, modality)
+        frontend = getattr(frontend, "extracted", frontend)
+        shapes[modality], seconds[modality] = _try(frontend, first, cache)
+    materials, extraction = {}, 0.0
+    for name in {name for job in jobs for name in (*job.sources, *job.targets)}:
+        count = len(tasks[name].table)
+        parts = []
+        for modality, shape in shapes.items():
+            frames = rng.standard_normal(shape, dtype=np.float32)
+            lengths = np.full(count, shape[0])
+            values = Ragged(frames, np.zeros(count, int), lengths)  # the same clip over and over
+            parts.append(Features(values, lengths, np.arange(count).astype(str), modality))
+        materials[name] = Material(tasks[name], _side_by_side(parts), ())
+        sources = any(name in job.sources for job in jobs)
+        situations = training_situations(setup.training, name) if sources else ()
+        extraction += count * sum(seconds.values())
+        extraction += count * len(situations) * seconds.get("audio", 0.0)
+    return materials, extraction
+
+
+def _try(frontend, task: Task, cache) -> tuple[tuple[int, int], float]:
+    """Shape of a clip's features, and the seconds that they take: three of noise, or the longest.
+
+    Texts and videos are a task's own, for there is no telling how long they are.
+    """
+    if getattr(frontend, "modality", "audio") != "audio" or not hasattr(frontend, "rate"):
+        started = time.perf_counter()
+        values = extract(task, frontend, cache).values
+        return values.shape[1:], (time.perf_counter() - started) / len(task.table)
     rng = np.random.default_rng(0)
     clip = rng.standard_normal(3 * frontend.rate).astype(np.float32)
     shape = frontend(clip).shape
     started = time.perf_counter()
     frontend(clip)
-    each = time.perf_counter() - started
-    materials, clips = {}, 0
-    for name in {name for job in jobs for name in (*job.sources, *job.targets)}:
-        count = len(tasks[name].table)
-        frames = rng.standard_normal(shape, dtype=np.float32)
-        lengths = np.full(count, shape[0])
-        values = Ragged(frames, np.zeros(count, int), lengths)  # the same clip over and over
-        plain = Features(values, lengths, np.arange(count).astype(str))
-        materials[name] = Material(tasks[name], plain, ())
-        sources = any(name in job.sources for job in jobs)
-        situations = training_situations(setup.training, name) if sources else ()
-        clips += count * (1 + len(situations))
-    return materials, clips * each
+    return shape, time.perf_counter() - started
+
+
+def _side_by_side(parts: Sequence[Features]) -> Features:
+    """The features of several modalities of the same clips as one."""
+    return replace(parts[0], beside=tuple(parts[1:]))
 
 
 def _time_job(protocol: Protocol, setup: Setup, job: Job, materials) -> float:
@@ -413,6 +448,19 @@ def present_tasks(
             "corpora by --data or METASER_DATA (`metaser tasks` tells how to obtain them)"
         )
     return tasks, absent
+
+
+def _check_modalities(protocol: Protocol, tasks: dict[str, Task]) -> None:
+    """Refuse a setup that reads what a task does not give."""
+    for name, setup in protocol.setups.items():
+        for modality, arguments in setup.frontends.items():
+            frontend = make_frontend(arguments, modality)
+            for task in tasks.values():
+                if reason := lacks(task, frontend):
+                    raise ValueError(
+                        f"setup {name!r} asks for {modality} ({arguments['name']!r}), which "
+                        f"{task.name} does not give: {reason}"
+                    )
 
 
 def other_languages(
@@ -538,20 +586,27 @@ def gather(
     setup: Setup, jobs: Sequence[Job], tasks: dict[str, Task], cache, workers: int, console
 ) -> dict[str, Material]:
     """Extract and normalise the features of all tasks that the jobs touch."""
-    frontend = make_frontend(setup.frontend)
+    frontends = {
+        modality: make_frontend(arguments, modality)
+        for modality, arguments in setup.frontends.items()
+    }
     sources = {name for job in jobs for name in job.sources}
     materials = {}
     for name in sorted(sources | {name for job in jobs for name in job.targets}):
         task = tasks[name]
 
         def prepared(situation=None, task=task):
-            features = extract(task, frontend, cache, situation, workers, console.is_terminal)
-            return normalise(features, task, setup.normalise), features.hashes
+            parts = [
+                extract(task, frontend, cache, situation, workers, console.is_terminal)
+                for frontend in frontends.values()
+            ]
+            return normalise(_side_by_side(parts), task, setup.normalise)
 
-        plain, hashes = prepared()
-        task = join_same_audio(task, hashes)
+        plain = prepared()
+        # Also where nothing is heard: every setup is to draw the same episodes.
+        task = join_same_audio(task, audio_contents(task, cache, workers, console.is_terminal))
         situations = training_situations(setup.training, name) if name in sources else ()
-        heard = [prepared(situation)[0] for situation in situations]
+        heard = [prepared(situation) for situation in situations]
         materials[name] = Material(task, plain, tuple(heard))
     return materials
 
@@ -560,15 +615,42 @@ def settle(protocol: Protocol) -> Protocol:
     """Check the front ends of all set-ups before any work, and pin the versions of trained ones."""
     setups = {}
     for name, setup in protocol.setups.items():
-        frontend = make_frontend(setup.frontend)
-        _check_frontend(name, setup, frontend)
+        _check_backbone(name, setup)
         training_situations(setup.training, "")
-        if "model" in setup.frontend:
-            revision = getattr(frontend, "extracted", frontend).revision
-            pinned = {**setup.frontend, "revision": revision}
-            setup = setup.model_copy(update={"frontend": pinned})
+        for modality, arguments in setup.frontends.items():
+            frontend = make_frontend(arguments, modality)
+            if modality == "audio":
+                _check_frontend(name, setup, frontend)
+            if "model" in arguments:
+                revision = getattr(frontend, "extracted", frontend).revision
+                pinned = {_key(modality): {**arguments, "revision": revision}}
+                setup = setup.model_copy(update=pinned)
         setups[name] = setup
     return protocol.model_copy(update={"setups": setups})
+
+
+def _key(modality: str) -> str:
+    """The key of a setup under which the front end of a modality stands."""
+    return "frontend" if modality == "audio" else modality
+
+
+def _check_backbone(name: str, setup: Setup) -> None:
+    """Refuse modalities that a known backbone does not take."""
+    own = setup.backbone.get("name")
+    if own not in BACKBONES:
+        return
+    kind = BACKBONES[own]
+    kind = getattr(kind, "func", kind)
+    takes = dict(inspect.signature(kind.forward).parameters)
+    del takes["self"]
+    needs = {key for key, value in takes.items() if value.default is value.empty}
+    given = set(setup.frontends)
+    if not needs <= given <= set(takes):
+        raise ValueError(
+            f"setup {name!r}: the backbone {own!r} takes {' and '.join(takes)}"
+            f"{f' and needs {min(needs)}' if needs and len(takes) > 1 else ''}, but the setup "
+            f"gives {' and '.join(setup.frontends)}: mlp and modality_hopping take all"
+        )
 
 
 def _check_frontend(name: str, setup: Setup, frontend) -> None:
@@ -661,11 +743,13 @@ def settings(protocol: Protocol, setup: str, method: str) -> str:
 
 
 def _frontend(setup: Setup) -> dict:
-    """What a front end is, wherever the files of its model lie."""
-    facts = setup.frontend
-    if "revision" in facts:
-        facts = {key: value for key, value in facts.items() if key != "model"}
-    return {"frontend": facts}
+    """What each front end is, wherever the files of its model lie."""
+    found = {}
+    for modality, facts in setup.frontends.items():
+        if "revision" in facts:
+            facts = {key: value for key, value in facts.items() if key != "model"}
+        found[_key(modality)] = facts
+    return found
 
 
 def run_job(
@@ -750,7 +834,8 @@ def _is_trained(method) -> bool:
 
 def build_method(label: str, setup: Setup, protocol: Protocol, materials, job: Job):
     """Build an untrained method around a new model; the seed decides its initial parameters."""
-    stored = materials[job.targets[0]].plain.values.shape[2]
+    parts = materials[job.targets[0]].plain.modalities
+    stored = {modality: part.values.shape[2] for modality, part in parts.items()}
     domains = count_domains([materials[name].task for name in job.sources])
     return make_method(label, setup, len(protocol.classes), stored, job.seed, domains)
 
@@ -759,11 +844,11 @@ def make_method(
     label: str,
     setup: Setup,
     classes: int,
-    stored: int,
+    stored: dict[str, int],
     seed: int,
     domains: dict[str, int] | None = None,
 ):
-    """Build an untrained method for features of ``stored`` channels.
+    """Build an untrained method for features of as many channels of each modality as are stored.
 
     ``domains`` counts the speakers and corpora that adversaries tell apart.
     """
@@ -774,8 +859,10 @@ def make_method(
         torch.manual_seed(seed)
         # Others are done with their work, and to build them here would need their packages.
         frontend = make_frontend(setup.frontend) if is_learnable(setup.frontend) else None
+        channels = stored | ({"audio": frontend.channels} if frontend else {})
+        only_heard = list(channels) == ["audio"]
         model = Model(
-            make_backbone(setup.backbone, frontend.channels if frontend else stored),
+            make_backbone(setup.backbone, channels["audio"] if only_heard else channels),
             classes,
             setup.head_hidden,
             setup.batch_norm,
@@ -970,7 +1057,8 @@ def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: M
         "digest": digest(material.task, episodes),
         "speakers": protocol.speakers,
         "normalise": setup.normalise,
-        "frontend": setup.frontend["name"],
+        "modalities": list(setup.frontends),
+        "frontend": ", ".join(facts["name"] for facts in setup.frontends.values()),
         "backbone": setup.backbone["name"],
         "batch_norm": setup.batch_norm,
         "uar": [round(value, 5) for value in uar],

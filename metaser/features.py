@@ -1,5 +1,8 @@
 """A task's clips through a front end: extracted in parallel, stored on disk, normalised.
 
+Clips are heard, read (their transcripts) or seen (their videos); vectors that a task folder holds
+are taken as they are.
+
 Every task has a folder below the cache's folder ``features``. There, ``files-*.json`` notes size,
 time and audio content of each file, so that a file which has not changed is not decoded again, and
 each front end and recording situation has a store (``metaser.store``), named by a digest of its
@@ -30,12 +33,13 @@ from joblib import Parallel, delayed
 from rich.progress import track
 from torch import nn
 
-from metaser import audio, recording, store
+from metaser import audio, recording, store, video
 from metaser.batch import Batch, Padded
-from metaser.frontends import FRONTENDS, Joined
+from metaser.frontends import FAMILIES, FRONTENDS, Joined, Vectors
+from metaser.modalities import read_vectors
 from metaser.protocol import typed
 from metaser.recording import Situation, rerecord
-from metaser.tasks import Task
+from metaser.tasks import Task, of_clips
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,12 @@ CHUNK = 32
 
 CHUNK_SECONDS = 120.0
 """Audio that a process extracts at once, and a longer clip alone."""
+
+LIBRARIES = {"audio": ("librosa", "soxr", "soundfile"), "text": ("scikit-learn",), "video": ()}
+"""Packages whose versions decide the numbers of all front ends of a modality."""
+
+READERS = {"audio": (audio,), "text": (), "video": (video,)}
+"""Modules that read the files."""
 
 WRITE_SECONDS = 2.0
 """Features are written that often, at the end, and when the work is interrupted."""
@@ -65,18 +75,31 @@ class Features:
     lengths : ndarray
         (clips,) int; real frames of each clip.
     hashes : ndarray
-        (clips,) str; the content of each clip's audio.
+        (clips,) str; the content of what was heard, read or seen, empty where there is nothing.
     domains : dict of str to ndarray
         (clips,) int64 each; see ``Batch.domains``.
+    modality : {"audio", "text", "video"}
+        What the front end read.
+    beside : tuple of Features
+        Of other modalities of the same clips.
     """
 
     values: np.ndarray | store.Ragged
     lengths: np.ndarray
     hashes: np.ndarray
     domains: dict[str, np.ndarray] = field(default_factory=dict)
+    modality: str = "audio"
+    beside: tuple["Features", ...] = ()
+
+    @property
+    def modalities(self) -> dict[str, "Features"]:
+        """The features of each modality, this one first."""
+        return {part.modality: part for part in (self, *self.beside)}
 
     def batch(self, rows: np.ndarray, targets: np.ndarray, classes: np.ndarray) -> Batch:
-        """Gather clips into a labelled batch, padded to the longest of them.
+        """Gather clips into a labelled batch of all modalities, padded to the longest of them.
+
+        A clip that lacks a modality has no real frame there, but at least one that is masked.
 
         Parameters
         ----------
@@ -92,42 +115,48 @@ class Features:
         ValueError
             If a clip has no frames.
         """
+        padded = {name: part._padded(rows) for name, part in self.modalities.items()}
+        return Batch(padded, torch.from_numpy(targets), torch.from_numpy(classes))
+
+    def _padded(self, rows: np.ndarray) -> Padded:
         lengths = self.lengths[rows]
-        if (lengths == 0).any():
+        if self.modality == "audio" and (lengths == 0).any():
             raise ValueError(
                 f"every clip must have at least 1 frame, but those in rows "
                 f"{sorted(set(rows[lengths == 0].tolist()))} of the task's table have 0: give the "
                 "front end longer clips, or leave them out of the task"
             )
-        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        mask = np.arange(max(lengths.max(initial=0), 1)) < lengths[:, None]
         values = self.values[rows][:, : mask.shape[1]]
-        padded = Padded(torch.from_numpy(values), torch.from_numpy(mask))
-        domains = {name: torch.from_numpy(ids[rows]) for name, ids in self.domains.items()}
-        return Batch(
-            {"audio": padded}, torch.from_numpy(targets), torch.from_numpy(classes), domains
-        )
+        return Padded(torch.from_numpy(values), torch.from_numpy(mask))
 
 
-def is_learnable(arguments: dict) -> bool:
-    """Whether the front end of these arguments is an ``nn.Module``; it is not built."""
-    kind = FRONTENDS.get(arguments.get("name"))
-    return issubclass(getattr(kind, "func", kind), nn.Module)
+def is_learnable(arguments: dict | None) -> bool:
+    """Whether the audio's front end of these arguments is an ``nn.Module``; it is not built."""
+    kind = FRONTENDS.get((arguments or {}).get("name"))
+    return kind is not None and issubclass(getattr(kind, "func", kind), nn.Module)
 
 
-def make_frontend(arguments: dict) -> Callable:
+def make_frontend(arguments: dict, modality: str = "audio") -> Callable:
     """Build a front end from its name and arguments, e.g. ``{"name": "mfcc", "frames": 120}``.
 
     A learnable one is an ``nn.Module``; ``extracted`` is the front end that it reads.
     """
     arguments = dict(arguments)
     name = arguments.pop("name", None)
-    if name not in FRONTENDS:
-        raise ValueError(f"front end must be one of {sorted(FRONTENDS)}, not {name!r}")
+    if modality not in FAMILIES:
+        raise ValueError(f"modality must be one of {sorted(FAMILIES)}, not {modality!r}")
+    family = FAMILIES[modality]
+    if name not in family:
+        own = {other: sorted(names) for other, names in FAMILIES.items() if name in names}
+        hint = f"; {name!r} is a front end of {' and '.join(own)}" if own else ""
+        what = "front end" if modality == "audio" else f"front end of {modality}"
+        raise ValueError(f"{what} must be one of {sorted(family)}, not {name!r}{hint}")
     if isinstance(arguments.get("parts"), list):
         parts = [part if isinstance(part, dict) else {"name": part} for part in arguments["parts"]]
         arguments["parts"] = tuple(map(make_frontend, parts))
     try:
-        return FRONTENDS[name](**typed(FRONTENDS[name], arguments))
+        return family[name](**typed(family[name], arguments))
     except TypeError as error:
         raise ValueError(f"front end {name!r}: {error}") from error
 
@@ -145,7 +174,7 @@ def extract(
     jobs: int = 1,
     progress: bool = False,
 ) -> Features:
-    """Features of all clips of a task, from the store where it has them.
+    """Features of all clips of a task in one modality, from the store where it has them.
 
     The store is opened, not read. A file is decoded only if it is new, its size or time has
     changed, or the store lacks its features. An interruption keeps what was extracted.
@@ -155,12 +184,12 @@ def extract(
     task : Task
         A task whose audio is present.
     frontend : callable
-        One of ``FRONTENDS``: a dataclass with ``rate``, called with a waveform, or an ``nn.Module``
-        whose ``extracted`` is such a one.
+        One of ``FAMILIES``: a dataclass that is called with a waveform of its ``rate``, or with
+        what its ``modality`` is; or an ``nn.Module`` whose ``extracted`` is such a one.
     cache : str or Path, optional
         Cache folder; ``default_cache()`` if not given.
     situation : Situation, optional
-        Hear every clip as if recorded in this situation.
+        Hear every clip as if recorded in this situation; for front ends of audio.
     jobs : int
         Processes.
     progress : bool
@@ -170,18 +199,36 @@ def extract(
     ------
     AudioError
         If a clip cannot be read or gives features that are not finite; the message names it.
+    VideoError
+        The same of a video.
+    ValueError
+        If the task does not give what the front end reads, see ``lacks``.
     """
     frontend = getattr(frontend, "extracted", frontend)
     if isinstance(frontend, Joined):
         found = [extract(task, part, cache, situation, jobs, progress) for part in frontend.parts]
         return replace(found[0], values=frontend.join([part.values for part in found]))
-    names, root = _files(task), _root(cache)
+    modality = _modality(frontend)
+    if reason := lacks(task, frontend):
+        raise ValueError(f"{task.name} gives no {modality} to {type(frontend).__name__}: {reason}")
+    if isinstance(frontend, Vectors):
+        return _vectors(task, frontend)
+    names, root = _inputs(task, modality), _root(cache)
+    present = list(filter(None, dict.fromkeys(names)))
     folder = root / task.name / _key(frontend, situation)
-    known, held = _unchanged(task, root, names), store.contents(folder)
-    missing = [name for name in names if known.get(name) not in held]
+    if modality == "text":
+        known = {text: _text_content(text) for text in present}
+    else:
+        known = _unchanged(task, root, present)
+    held = store.contents(folder)
+    missing = [name for name in present if known.get(name) not in held]
     if missing:
-        extract_clips = functools.partial(_extract_clips, task.audio, frontend, situation, folder)
-        work = _in_chunks(extract_clips, missing, jobs, progress, f"{task.name}: features")
+        read = {
+            "audio": functools.partial(_extract_clips, task.audio, frontend, situation, folder),
+            "text": functools.partial(_extract_texts, frontend),
+            "video": functools.partial(_extract_videos, task.audio, frontend, folder),
+        }[modality]
+        work = _in_chunks(read, missing, jobs, progress, f"{task.name}: features")
         facts = {
             "task": task.name,
             "frontend": repr(frontend),
@@ -190,7 +237,7 @@ def extract(
         }
         found, rates = _keep(work, task, root, folder, facts)
         known |= found
-        others = sorted(rates - {frontend.rate})
+        others = sorted(rates - {getattr(frontend, "rate", None)})
         if others and getattr(frontend, "TRAINED", False):
             log.warning(
                 "%s: audio of %s Hz was resampled to %d Hz, on which %s was trained",
@@ -199,9 +246,77 @@ def extract(
                 frontend.rate,
                 type(frontend).__name__,
             )
-    hashes = [known[name] for name in names]
-    values = store.read(folder, hashes)
-    return Features(values, values.lengths, np.array(hashes))
+    hashes = np.array([known.get(name, "") for name in names])
+    values = _with_gaps(store.read(folder, hashes[hashes != ""]), hashes != "")
+    return Features(values, values.lengths, hashes, modality)
+
+
+def lacks(task: Task, frontend: Callable) -> str:
+    """Why a task whose audio is present does not give what a front end reads; empty if it does."""
+    frontend = getattr(frontend, "extracted", frontend)
+    modality = _modality(frontend)
+    if isinstance(frontend, Vectors):
+        if modality in task.vectors:
+            return ""
+        return f"its folder has no [vectors.{modality}], or the file that it names is not there"
+    if modality == "audio" or any(_inputs(task, modality)):
+        return ""
+    return {
+        "text": "its folder has no 'transcript' and no [[transcripts]], or the table is not there",
+        "video": "its folder has no [video], or there is no such file",
+    }[modality]
+
+
+def _modality(frontend: Callable) -> str:
+    return getattr(frontend, "modality", "audio")
+
+
+def _inputs(task: Task, modality: str) -> list[str]:
+    """What a front end reads of each clip: paths below the audio folder, or texts."""
+    files = _files(task)
+    column = {"audio": "file", "text": "transcript", "video": "video"}[modality]
+    return task.table[column].tolist() if column in task.table else [""] * len(files)
+
+
+def _vectors(task: Task, frontend: Vectors) -> Features:
+    """The vectors that the task folder holds."""
+    path = task.vectors[frontend.modality]
+    clips, _ = of_clips(read_vectors(path), _files(task))
+    given = [frontend(clip) for clip in clips if clip is not None]
+    if not given:
+        raise ValueError(f"{path} names no clip of {task.name}")
+    has = np.array([clip is not None for clip in clips])
+    lengths = np.array([len(clip) for clip in given])
+    hashes = np.full(len(clips), "", "U32")
+    hashes[has] = [_hexdigest(clip.tobytes()) for clip in given]
+    values = store.Ragged(np.concatenate(given), np.cumsum(lengths) - lengths, lengths)
+    values = _with_gaps(values, has)
+    return Features(values, values.lengths, hashes, frontend.modality)
+
+
+def _with_gaps(values: store.Ragged, has: np.ndarray) -> store.Ragged:
+    """Put sequences where ``has`` is True, and sequences without frames between them."""
+    starts, lengths = np.zeros((2, len(has)), int)
+    starts[has], lengths[has] = values.starts, values.lengths
+    return store.Ragged(values.frames, starts, lengths)
+
+
+def audio_contents(
+    task: Task, cache: str | Path | None = None, jobs: int = 1, progress: bool = False
+) -> np.ndarray:
+    """The content of each clip's audio, as ``Features.hashes`` has it, without features.
+
+    Raises
+    ------
+    AudioError
+        If a clip cannot be read; the message names it.
+    """
+    names, root = _files(task), _root(cache)
+    known = _unchanged(task, root, names)
+    missing = [name for name in names if name not in known]
+    after = _hash_files(task, root, missing, jobs, progress, "reading")
+    known |= {name: _content(note) for name, note in after.items()}
+    return np.array([known[name] for name in names])
 
 
 def verify(
@@ -220,16 +335,23 @@ def verify(
         If a clip cannot be read; the message names it.
     """
     names, root = _files(task), _root(cache)
-    noted, after = _notes(task, root), {}
+    noted = _notes(task, root)
     before = {name: noted[name] for name in names if name in noted}
-    work = _in_chunks(
-        functools.partial(_hash_clips, task.audio), names, jobs, progress, f"{task.name}: verifying"
-    )
-    for notes in work:
+    after = _hash_files(task, root, names, jobs, progress, "verifying")
+    return [name for name in before if _content(before[name]) != _content(after[name])]
+
+
+def _hash_files(
+    task: Task, root: Path, names: Sequence[str], jobs: int, progress: bool, what: str
+) -> dict[str, str]:
+    """Decode files, and note and return their size, time and content."""
+    after = {}
+    hash_clips = functools.partial(_hash_clips, task.audio)
+    for notes in _in_chunks(hash_clips, names, jobs, progress, f"{task.name}: {what}"):
         after |= notes
     with _lock(root):
         _note(task, root, after)
-    return [name for name in before if _content(before[name]) != _content(after[name])]
+    return after
 
 
 def _files(task: Task) -> list[str]:
@@ -265,9 +387,10 @@ def _key(frontend: Callable, situation: Situation | None) -> str:
 @functools.cache
 def _code(kind: type, engine: str, heard: bool) -> str:
     """Digest of the libraries and source files that decide the numbers of a kind of front end."""
-    libraries = ["librosa", "soxr", "soundfile", *["torch"] * (engine == "torch")]
+    modality = _modality(kind)
+    libraries = [*LIBRARIES[modality], *["torch"] * (engine == "torch")]
     libraries += getattr(kind, "LIBRARIES", ())
-    modules = [audio, sys.modules[kind.__module__], *[recording] * heard]
+    modules = [*READERS[modality], sys.modules[kind.__module__], *[recording] * heard]
     return _digest([kind.__name__, *map(version, libraries), *map(inspect.getsource, modules)])
 
 
@@ -334,7 +457,8 @@ def _keep(
     def write() -> None:
         with _lock(root):
             store.append(folder, clips, facts)
-            _note(task, root, notes)
+            if notes:
+                _note(task, root, notes)
         clips.clear()
         notes.clear()
 
@@ -348,7 +472,7 @@ def _keep(
                 write()
                 written = time.monotonic()
     finally:
-        if notes:
+        if notes or clips:
             write()
     return found, rates
 
@@ -405,6 +529,35 @@ def _extract_clips(
     return notes, clips, rates
 
 
+def _hexdigest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _text_content(text: str) -> str:
+    return _hexdigest(text.encode())
+
+
+def _extract_texts(frontend: Callable, texts: Sequence[str]) -> tuple[dict, dict, set]:
+    """No notes, for texts have no files; features by content."""
+    many = getattr(frontend, "many", None) or (lambda texts: list(map(frontend, texts)))
+    return {}, dict(zip(map(_text_content, texts), many(texts))), set()
+
+
+def _extract_videos(
+    place: Path, frontend: Callable, folder: Path, names: Sequence[str]
+) -> tuple[dict[str, str], dict[str, np.ndarray], set]:
+    """Notes of some video files, and features by content of the file that the store lacks."""
+    held, notes, clips = store.contents(folder), {}, {}
+    for name in names:
+        stamp = _stamp(place / name)
+        with (place / name).open("rb") as file:
+            content = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        notes[name] = f"{stamp} {content}"
+        if content not in held and content not in clips:
+            clips[content] = frontend(place / name)
+    return notes, clips, set()
+
+
 @dataclass(frozen=True)
 class Stored:
     """What is known of one store of the cache.
@@ -420,7 +573,7 @@ class Stored:
     changed : float
         When it was last added to, in seconds since 1970.
     current : bool
-        Whether a front end of ``FRONTENDS`` uses it; if not, code or libraries have changed. Also
+        Whether a front end of ``FAMILIES`` uses it; if not, code or libraries have changed. Also
         true where that cannot be told because an extra is not installed.
     folder : Path
         Where it is.
@@ -438,7 +591,8 @@ class Stored:
 
 def list_stores(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[Stored]:
     """Describe the stores of the cache, or those of some tasks."""
-    kinds = {getattr(make, "func", make) for make in FRONTENDS.values()}
+    makers = [make for family in FAMILIES.values() for make in family.values()]
+    kinds = {getattr(make, "func", make) for make in makers}
     usable = {kind for kind in kinds if all(map(find_spec, getattr(kind, "LIBRARIES", ())))}
     codes = {_code(*facts) for facts in product(usable, ("librosa", "torch"), (False, True))}
     unknown = {kind.__name__ for kind in kinds - usable}
@@ -472,7 +626,7 @@ def prune(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[St
     """Remove the stores of some tasks or, if none is named, those that nothing uses any more.
 
     These are the stores of other library versions and other source code, and those of front ends
-    that are not in ``FRONTENDS``.
+    that are not in ``FAMILIES``.
 
     Returns
     -------
@@ -490,7 +644,7 @@ def prune(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[St
 
 
 def normalise(features: Features, task: Task, how: str) -> Features:
-    """Give every channel mean 0 and deviation 1 over a corpus or a speaker.
+    """Give every channel of every modality mean 0 and deviation 1 over a corpus or a speaker.
 
     Neither needs labels, but both look at all audio of the corpus, a target's query clips
     included: results that use them say so.
@@ -521,14 +675,18 @@ def normalise(features: Features, task: Task, how: str) -> Features:
     pools = task.table["speaker"] if how == "speaker" else np.zeros(len(clips))
     for own in pd.Series(clips).groupby(np.asarray(pools)):
         _standardise(frames, list(own[1]))
-    return Features(
-        store.Ragged(frames, starts, features.lengths), features.lengths, features.hashes
+    return replace(
+        features,
+        values=store.Ragged(frames, starts, features.lengths),
+        beside=tuple(normalise(other, task, how) for other in features.beside),
     )
 
 
 def _standardise(frames: np.ndarray, clips: Sequence[slice]) -> None:
     """Give the frames of some clips mean 0 and deviation 1 together, in place."""
     count = sum(clip.stop - clip.start for clip in clips)
+    if not count:  # nobody has seen this speaker
+        return
     centre = sum(frames[clip].sum(axis=0, dtype=np.float64) for clip in clips) / count
     spread = np.sqrt(sum(((frames[clip] - centre) ** 2).sum(axis=0) for clip in clips) / count)
     for clip in clips:

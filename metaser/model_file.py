@@ -113,7 +113,7 @@ class Header(_Strict):
     setup: Setup
     method: str
     classes: list[str]
-    channels: int
+    channels: dict[str, int]
     domains: dict[str, int]
     seed: int
     sources: list[SourceTask]

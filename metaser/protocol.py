@@ -77,13 +77,18 @@ class Choice(_Strict):
 
 
 class Setup(_Strict):
-    """A front end and a backbone, and the methods that run on them with their arguments.
+    """Front ends and a backbone, and the methods that run on them with their arguments.
+
+    ``frontend`` is that of the audio, ``text`` that of the transcripts, ``video`` that of the
+    videos. Each may be left out, but not all.
 
     ``batch_norm`` says what becomes of BatchNorm layers, see ``model.settle_batch_norm``.
     ``choose`` lets every target have sources of its own; what it chose is kept in ``sources_for``.
     """
 
-    frontend: dict[str, Any]
+    frontend: dict[str, Any] | None = None
+    text: dict[str, Any] | None = None
+    video: dict[str, Any] | None = None
     normalise: Literal["none", "corpus", "speaker"]
     backbone: dict[str, Any]
     head_hidden: Count | None = None
@@ -92,6 +97,30 @@ class Setup(_Strict):
     choose: Choice | None = None
     sources_for: dict[str, list[str]] = {}
     methods: dict[str, dict[str, Any]]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Setup":
+        if not self.frontends:
+            raise ValueError("a setup needs a frontend (of the audio), text or video: name one")
+        changes = {
+            name: getattr(self.training, name)
+            for name in ("situations", "recordings", "mask_frames", "mask_channels")
+            if getattr(self.training, name)
+        }
+        if changes and self.frontend is None:
+            raise ValueError(
+                f"training changes the audio ({', '.join(changes)}), which the setup does not "
+                "hear: leave that out, or add a frontend"
+            )
+        if self.choose is not None and self.frontend is None:
+            raise ValueError("choose compares the audio of tasks: add a frontend, or leave it out")
+        return self
+
+    @property
+    def frontends(self) -> dict[str, dict[str, Any]]:
+        """Name and arguments of the front end of each modality."""
+        given = {"audio": self.frontend, "text": self.text, "video": self.video}
+        return {modality: facts for modality, facts in given.items() if facts is not None}
 
 
 class Protocol(_Strict):

@@ -1031,6 +1031,15 @@ def _sources(results: Results) -> list[tuple[str, str]]:
     ]
 
 
+def _setup_title(row: pd.Series) -> str:
+    """Front end and backbone, and what is read where that is more than the audio."""
+    title = f"{row['frontend']} + {row['backbone']}"
+    modalities = row.get("modalities")
+    if not isinstance(modalities, list) or modalities == ["audio"]:
+        return title
+    return f"{', '.join(modalities)}: {title}"
+
+
 def _page(results: Results, run: dict[str, Any]) -> dict[str, Any]:
     """Everything that the HTML template and the Markdown show."""
     protocol = run.get("protocol") if isinstance(run.get("protocol"), dict) else {}
@@ -1045,7 +1054,7 @@ def _page(results: Results, run: dict[str, Any]) -> dict[str, Any]:
         "legends": _legends(results),
         "roles": [role for role in ROLES if results.targets(role)],
         "setup_titles": {
-            setup: f"{rows['frontend'].iloc[0]} + {rows['backbone'].iloc[0]}"
+            setup: _setup_title(rows.iloc[0])
             for setup, rows in results.rows.groupby("setup", sort=False)
         },
         "curves": {

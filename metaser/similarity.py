@@ -447,8 +447,8 @@ def probed(trained: Trained, target: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row a layer: mean ``change`` and ``cka`` (see ``layer_changes.probe``) with 95 % intervals
-        over the ``episodes``.
+        One row a layer: mean ``change`` and ``cka`` (see ``layer_changes.probe``) with 95 %
+        intervals over the ``episodes``.
     """
     sampler, features = trained.sampler(target), trained.materials[target].plain
     tables = [

@@ -144,6 +144,9 @@ def read_recipe(
             f"{method!r} needs the sources' clips to adapt, which a model file must not hold: "
             "choose one without rehearsal, such as inner_loop_alone"
         )
+    if list(plan.setups[name].frontends) != ["audio"]:
+        read = " and ".join(plan.setups[name].frontends)
+        raise ValueError(f"a model file hears audio alone, but setup {name!r} reads {read}")
     if plan.setups[name].normalise == "speaker":
         raise ValueError("a model file normalises by the given clips: set normalise = 'corpus'")
     if sources:
@@ -315,7 +318,7 @@ def train_file(
     """Train on some materials; the file says nothing yet of what it is worth."""
     setup, classes = recipe.setup, recipe.protocol.classes
     job = Job(recipe.setup_name, (recipe.method,), tuple(materials), (), seed)
-    channels = next(iter(raw.values())).values.shape[2]
+    channels = {"audio": next(iter(raw.values())).values.shape[2]}
     domains = count_domains([material.task for material in materials.values()])
     method = make_method(recipe.method, setup, len(classes), channels, seed, domains)
     train_job(method, recipe.protocol, setup, job, materials, checkpoints)

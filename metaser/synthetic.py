@@ -14,6 +14,11 @@ sad        lower pitch, narrower pitch range, slower, softer, less energy at hig
 =========  ==========================================================================
 
 The sizes of the effects, and the breath noise, tremor and pitch slope, are choices of this module.
+Beside the audio every clip has a transcript and a video of a mouth, with cues of their own, so that
+fusion can be tested: an interjection that is written, but not spoken, and of the clip's emotion
+with a known probability (``TOLD``); and lips that open with the voice, the wider the higher the
+arousal, and whose corners rise with the valence, both with known noise (``FACE_NOISE``).
+
 Each clip draws its own strength for each cue, each speaker leans on cues of their own, each
 language weighs and bends the cues in its own way, and each corpus has one recording situation
 (level, noise, band limits, reverberation): the classes overlap, and adapting to a language pays.
@@ -54,7 +59,7 @@ import numpy as np
 import soundfile
 import soxr
 
-VERSION = 1  # raised whenever the same arguments would make other audio
+VERSION = 2  # raised whenever the same arguments would make other data
 RATE = 16000
 STAMP = "synthetic.json"
 
@@ -197,6 +202,16 @@ CLIP_NOISE = 0.3  # sd of each cue from clip to clip, in units
 MOOD = 0.3  # sd of what the arousal cues of a clip share, in units
 MOODY = np.array([1, 1, 1, 1, 1, 0, 0, 0])  # which cues those are
 
+TOLD = 0.5  # probability that an interjection was chosen for the emotion; else it is any of all
+STEMS = {"angry": "gra", "happy": "hi", "neutral": "mo", "sad": "ulu"}  # in all languages alike
+ENDINGS = ("n", "k", "s", "ba", "de", "fi", "jo", "ta", "vu", "ze")  # in each language others
+INTERJECTIONS = 3  # of each emotion in a language
+
+FPS = 25  # pictures a second
+PIXELS = 16  # width and height of a picture
+FACE_NOISE = 0.6  # sd of what the face adds to arousal and to valence
+MOUTH = (40.0, 150.0)  # grey of the open mouth and of the skin, out of 255
+
 VARIANTS = {
     "F": ("f1", "f2", "f3", "f4", "f5", "linda", "steph", "belinda", "Annie", "shelby"),
     "M": ("m1", "m2", "m3", "m4", "m6", "m7", "max", "robert", "Michael", "paul"),
@@ -242,7 +257,8 @@ def generate(
     """Speak a synthetic corpus per language, with task folders, below ``folder``.
 
     Writes ``audio/<corpus>/<speaker>_<emotion>_<text>_<take>.wav`` (16 kHz, 16 bit, mono, about 1
-    to 3 s) and ``tasks/<language>_synthetic/`` with ``task.toml``, ``README.md`` and ``cues.csv``
+    to 3 s), beside them ``transcripts.csv`` and ``lips.npz``, and
+    ``tasks/<language>_synthetic/`` with ``task.toml``, ``README.md`` and ``cues.csv``
     (what each clip was made from). The folder takes its name when complete; it is used again for
     the same arguments, and refused for others. The same arguments give the same bytes on one
     machine, whatever other languages or calls there are: each corpus has a fresh process.
@@ -400,7 +416,8 @@ def _speak_corpus(folder: Path, language: str, speakers: int, sentences: int, se
     means = {e: weights * (PROTOTYPES[e] + world.normal(0, LANGUAGE_BEND)) for e in EMOTIONS}
     cast = _draw_speakers(world, speakers)
     engine = _Engine()
-    rows = []
+    words, faces = _draw_words(key), _draw_faces(key, speakers)
+    rows, transcripts, lips = [], [], {}
     grid = itertools.product(range(speakers), range(len(EMOTIONS)), range(sentences))
     for one, two, three in grid:
         rng = np.random.default_rng([*key, 1, one, two, three])
@@ -412,15 +429,70 @@ def _speak_corpus(folder: Path, language: str, speakers: int, sentences: int, se
         cues += rng.normal(0, CLIP_NOISE, len(CUES))
         speech = _say(engine, language, TEXTS[language][text], speaker, cues)
         name = f"{speaker.name}_{emotion}_{text + 1}_{take + 1}.wav"
-        soundfile.write(audio / name, _record(speech, speaker, cues, situation, rng), RATE)
+        clip = _record(speech, speaker, cues, situation, rng)
+        soundfile.write(audio / name, clip, RATE)
         arousal = AROUSAL[emotion] * strength + 0.25 * mood[0]
         valence = VALENCE[emotion] * strength
-        rows.append([name, emotion, *np.round([arousal, valence, *cues], 3).tolist()])
-    with open(task / "cues.csv", "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["file", "emotion", "arousal", "valence", *CUES])
-        table.writerows(rows)
+        beside = np.random.default_rng([*key, 2, one, two, three])  # the audio stays as it was
+        word = _interjection(words, emotion, beside)
+        face = np.array([arousal, valence]) + beside.normal(0, FACE_NOISE, 2)
+        transcripts.append([name, f"{word.capitalize()}! {TEXTS[language][text]}"])
+        lips[Path(name).stem] = _film(clip, *face, faces[one])
+        numbers = np.round([arousal, valence, *cues, *face], 3).tolist()
+        rows.append([name, emotion, *numbers, word])
+    columns = ["arousal", "valence", *CUES, "face_arousal", "face_valence", "interjection"]
+    _write_table(task / "cues.csv", ["file", "emotion", *columns], rows)
+    _write_table(audio / "transcripts.csv", ["file", "text"], transcripts)
+    np.savez_compressed(audio / "lips.npz", **lips)
     _write_task(task, language, cast, len(rows), seed, situation)
+
+
+def _write_table(path: Path, columns: list[str], rows: list[list]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        table.writerows(rows)
+
+
+def _draw_words(key: list[int]) -> dict[str, list[str]]:
+    """The interjections of each emotion in one language: the stem that all share, own endings."""
+    rng = np.random.default_rng([*key, 3])
+    return {
+        emotion: [stem + end for end in rng.choice(ENDINGS, INTERJECTIONS, replace=False)]
+        for emotion, stem in STEMS.items()
+    }
+
+
+def _interjection(words: dict[str, list[str]], emotion: str, rng: np.random.Generator) -> str:
+    """A word of the emotion with probability ``TOLD``, else of an emotion drawn from all."""
+    told = emotion if rng.random() < TOLD else EMOTIONS[rng.integers(len(EMOTIONS))]
+    return words[told][rng.integers(INTERJECTIONS)]
+
+
+def _draw_faces(key: list[int], speakers: int) -> np.ndarray:
+    """(speakers, 3): half the width of each mouth, its height in the picture, its usual opening."""
+    rng = np.random.default_rng([*key, 4])
+    return rng.normal([0.7, 0.0, 0.2], [0.08, 0.06, 0.03], (speakers, 3))
+
+
+def _film(clip: np.ndarray, arousal: float, valence: float, face: np.ndarray) -> np.ndarray:
+    """Pictures of a mouth while a clip is spoken, (pictures, ``PIXELS`` ** 2) uint8, row by row.
+
+    The picture is the square [-1, 1]^2, x to the right and y upwards. At time t the mouth is open
+    where |y - y0 - valence / 5 (x / w)^2| < a(t) (1 - (x / w)^2), with soft edges; a(t) follows the
+    clip's energy, relative to its loudest moment, and grows with the arousal.
+    """
+    width, height, usual = face
+    step = RATE // FPS
+    energy = np.sqrt(np.mean(clip[: len(clip) // step * step].reshape(-1, step) ** 2, axis=1))
+    opening = (usual + 0.08 * np.clip(arousal, -2, 2)) * (0.3 + energy / energy.max())
+    place = np.linspace(-1, 1, PIXELS)
+    x, y = (place / width) ** 2, place[::-1, None] - height
+    distance = np.abs(y - np.clip(valence, -2.5, 2.5) / 5 * x)
+    inside = opening[:, None, None] * (1 - x) - distance
+    open_, skin = MOUTH
+    grey = skin + (open_ - skin) / (1 + np.exp(-inside / 0.05))
+    return np.rint(grey).astype(np.uint8).reshape(len(grey), -1)
 
 
 def _draw_situation(rng: np.random.Generator) -> Situation:
@@ -604,6 +676,12 @@ reference  = "made by metaser.synthetic, version {VERSION}, seed {seed}"
 [files]
 pattern = '(?P<speaker>(?P<gender>[FM])\\d+)_(?P<emotion>[a-z]+)_(?P<text>\\d+)_(?P<take>\\d+)'
 
+[[transcripts]]
+file = "transcripts.csv"
+
+[vectors.video]
+file = "lips.npz"
+
 [emotion]
 {emotions}
 
@@ -645,8 +723,13 @@ Engine voices: {voices}.
 
 Recording situation: {recording}.
 
-`cues.csv` holds what each clip was made from: arousal and valence as meant (0 is neutral), and its
-cues in units of the module `metaser.synthetic`, before the speaker's habits are added.
+Beside the audio lie `transcripts.csv`, in which each sentence follows a made-up interjection that
+is not spoken and hints at the emotion, and `lips.npz`, pictures of a mouth ({PIXELS} x {PIXELS},
+{FPS} a second).
+
+`cues.csv` holds what each clip was made from: arousal and valence as meant (0 is neutral), its
+cues in units of the module `metaser.synthetic`, before the speaker's habits are added, arousal and
+valence as the face shows them, and the interjection.
 
 Texts:
 

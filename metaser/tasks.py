@@ -23,6 +23,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from metaser import audio, clip_checks, labels
+from metaser.modalities import (
+    Transcripts,
+    Vectors,
+    Video,
+    check_modalities,
+    read_columns,
+    read_transcripts,
+    read_vectors,
+)
 
 _ABOARD = Path(__file__).parent / "aboard" / "tasks"
 BUNDLED = _ABOARD if _ABOARD.is_dir() else Path(__file__).parent.parent / "tasks"
@@ -153,6 +162,9 @@ class TaskFile(_Strict):
     emotion: _Emotion
     ratings: dict[Text, Annotated[list[float], Field(min_length=2, max_length=2)]] = {}
     ratings_table: _RatingsTable | None = None
+    transcripts: list[Transcripts] = []  # the first whose table is present counts
+    vectors: dict[Text, Vectors] = {}  # by modality
+    video: Video | None = None
     duplicates: _Duplicates = _Duplicates()
     examples: dict[str, dict[str, str]] = {}
 
@@ -174,6 +186,13 @@ class TaskFile(_Strict):
             if name not in (*self.groups, *self.rated):
                 known = [*self.groups, *self.rated]
                 raise ValueError(f"[ratings] names {name!r}, which is not among {known}")
+        check_modalities(self.vectors, "[vectors]")
+        for name, section in (("transcript", self.transcripts), ("video", self.video)):
+            if name in self.groups and section:
+                raise ValueError(
+                    f"the pattern or table gives {name!r}, and so does a section of its own; keep "
+                    "one of the two"
+                )
         if self.files is not None:
             for name in (name for group in self.duplicates.files for name in group):
                 if _match(_compile(self.files.pattern), name) is None:
@@ -229,8 +248,11 @@ class Task:
         One row a usable clip, sorted by file: `file` (posix path below `audio`), `speaker`,
         `emotion` (class), `unit` and `clique` (int), then the other named groups as strings and
         the ratings in [-1, 1], NaN where a clip has none. Clips of one `unit` share a speaker or
-        declared duplicates, clips of one `clique` declared duplicate files only. None without
-        audio.
+        declared duplicates, clips of one `clique` declared duplicate files only. Where the task
+        folder says so, `transcript` holds the words of each clip and `video` a posix path below
+        `audio`; empty where a clip has none. None without audio.
+    vectors : dict of str to pathlib.Path
+        Files of precomputed vectors that are present, by modality.
     clips_found, speakers_found : int
         Clips that the pattern or table names, and their speakers; dropped codes included.
     left_out : dict of str to int
@@ -259,6 +281,7 @@ class Task:
     classes: tuple[str, ...]
     audio: Path | None = None
     table: pd.DataFrame | None = field(default=None, repr=False)
+    vectors: dict[str, Path] = field(default_factory=dict)
     clips_found: int = 0
     speakers_found: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
@@ -276,17 +299,8 @@ class Task:
 
 
 def _task(folder: Path, facts: TaskFile, **found: Any) -> Task:
-    shared = facts.model_dump(
-        exclude={
-            "audio",
-            "files",
-            "table",
-            "emotion",
-            "ratings_table",
-            "duplicates",
-            "examples",
-        }
-    )
+    own = {"audio", "files", "table", "emotion", "ratings_table", "duplicates", "examples"}
+    shared = facts.model_dump(exclude=own | {"transcripts", "vectors", "video"})
     used = set(facts.emotion.mapping.values())
     classes = tuple(name for name in (*labels.CLASSES, *facts.emotion.new) if name in used)
     return Task(name=folder.name, folder=folder, classes=classes, **shared, **found)
@@ -425,6 +439,7 @@ def read_task(
         if facts.ratings_table is not None:
             clips = _with_ratings(facts.ratings_table, folder, place, clips)
         found = _table(facts, clips)
+        found["table"] = found["table"].assign(**_beside(facts, place, found["table"]["file"]))
     except ValueError as error:
         raise ValueError(f"{folder.name} ({place}): {error}") from error
     return _task(
@@ -436,6 +451,11 @@ def read_task(
         unmatched=tuple(unmatched),
         ignored=ignored,
         problems=tuple(problems),
+        vectors={
+            name: place / own.file
+            for name, own in facts.vectors.items()
+            if (place / own.file).is_file()
+        },
         **found,
     )
 
@@ -519,6 +539,9 @@ _MODELS = {
     "table": _Table,
     "ratings_table": _RatingsTable,
     "duplicates": _Duplicates,
+    "transcripts": Transcripts,
+    "vectors": Vectors,
+    "video": Video,
 }
 
 
@@ -616,12 +639,61 @@ def _by_table(found: Iterable[dict[str, str]]):
             raise ValueError(f"the table describes {name!r} twice, differently; correct it")
 
     def describe(stem: str) -> dict[str, str] | None:
-        parts = stem.split("/")
-        ends = ("/".join(parts[i:]) for i in reversed(range(len(parts))))
-        name = next((end for end in ends if end in rows), None)
+        name = _by_end(rows, stem)
         return None if name is None else {"name": name, **rows[name]}
 
     return describe
+
+
+def _by_end(names: Mapping[str, Any], stem: str) -> str | None:
+    """The shortest end of a path, beginning at a file or folder name, that is among the names."""
+    parts = stem.split("/")
+    ends = ("/".join(parts[i:]) for i in reversed(range(len(parts))))
+    return next((end for end in ends if end in names), None)
+
+
+def of_clips(found: Mapping[str, Any], files: Iterable[str]) -> tuple[list[Any], list[str]]:
+    """What belongs to each clip, matched by the end of its path, with or without extension.
+
+    Parameters
+    ----------
+    found
+        Anything by the name of a clip.
+    files
+        Posix paths of clips.
+
+    Returns
+    -------
+    own : list
+        In the order of the clips; None where a clip has nothing.
+    stray : list of str
+        Names in ``found`` that are no clip's.
+    """
+    by_stem = {without_extension(name): name for name in found}
+    ends = [_by_end(by_stem, without_extension(file)) for file in files]
+    own = [None if end is None else found[by_stem[end]] for end in ends]
+    used = {by_stem[end] for end in ends if end is not None}
+    return own, [name for name in found if name not in used]
+
+
+def _beside(facts: TaskFile, place: Path, files: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of transcripts and videos, where the task folder declares them."""
+    columns = {}
+    if facts.transcripts:
+        columns["transcript"] = of_clips(read_transcripts(facts.transcripts, place) or {}, files)[0]
+    if facts.video:
+        columns["video"] = of_clips(_find_videos(facts.video, place), files)[0]
+    return {name: [value or "" for value in values] for name, values in columns.items()}
+
+
+def _find_videos(video: Video, place: Path) -> dict[str, str]:
+    """Paths below ``place`` of the video files, by their paths below their folder, bare."""
+    folder = place / video.folder
+    found = {}
+    for path in sorted(folder.rglob(f"*{video.extension}")):
+        name = path.relative_to(folder).as_posix().removesuffix(video.extension)
+        found[name] = Path(os.path.relpath(path, place)).as_posix()
+    return found
 
 
 def _table_rows(source: _Table, place: Path) -> Iterable[dict[str, str]]:
@@ -635,22 +707,7 @@ def _table_rows(source: _Table, place: Path) -> Iterable[dict[str, str]]:
             matches = map(_compile(source.pattern).match, _lines(path))
             yield from (match.groupdict(default="") for match in matches if match)
             continue
-        yield from _columns(path, source.columns, source.separator)
-
-
-def _columns(path: Path, columns: dict[str, str], separator: str | None) -> list[dict[str, str]]:
-    """Read the wanted columns of a table as text, under our names."""
-    read = pd.read_csv(
-        path, sep=separator or ",", dtype=str, keep_default_na=False, encoding="utf-8-sig"
-    )
-    for column in columns.values():
-        if column not in read:
-            raise ValueError(
-                f"{path.name} has no column {column!r}.{labels.nearest(column, read)} "
-                f"It has {', '.join(read)}"
-            )
-    names = {column: name for name, column in columns.items()}
-    return read[list(names)].rename(columns=names).to_dict("records")
+        yield from read_columns(path, source.separator or ",", source.columns)
 
 
 def _with_ratings(
@@ -660,7 +717,7 @@ def _with_ratings(
     paths = [base / source.file for base in (folder, place) if (base / source.file).is_file()]
     if not paths:
         raise ValueError(f"found no table of ratings {source.file!r}, neither in {folder} nor here")
-    describe = _by_table(_columns(paths[0], source.columns, source.separator))
+    describe = _by_table(read_columns(paths[0], source.separator or ",", source.columns))
     rows = [describe(without_extension(file)) or {} for file in clips["file"]]
     if not any(rows):
         first = clips["file"].iloc[0]
@@ -824,9 +881,12 @@ def check_task(
         problems.append(
             f"unmatched files ({len(task.unmatched)}): {clip_checks.some(task.unmatched)}"
         )
-    wrong, suspicious, good = _check_audio(task, jobs)
-    notes += [*suspicious, *clip_checks.other_files(task.audio)]
-    return Check(task.name, tuple(_summary(task)), (*problems, *wrong), tuple(notes), tuple(good))
+    wrong, stray, absent = _check_beside(task, facts)
+    problems += wrong
+    (notes if subset else problems).extend(stray)
+    heard, suspicious, good = _check_audio(task, jobs)
+    notes += [*absent, *suspicious, *clip_checks.other_files(task.audio)]
+    return Check(task.name, tuple(_summary(task)), (*problems, *heard), tuple(notes), tuple(good))
 
 
 def _summary(task: Task) -> list[str]:
@@ -845,6 +905,9 @@ def _summary(task: Task) -> list[str]:
         f"rating {name}: {table[name].notna().sum()} of {len(table)} clips" for name in task.ratings
     ]
     lines += [f"left out {code}: {count} clips" for code, count in task.left_out.items()]
+    for column, what in (("transcript", "text"), ("video", "video")):
+        if column in table:
+            lines.append(f"{what}: {(table[column] != '').sum()} of {len(table)} clips")
     return lines
 
 
@@ -859,6 +922,40 @@ def _check_counts(task: Task, subset: bool) -> list[str]:
         for found, declared, what in pairs
         if found < declared
     ]
+
+
+def _check_beside(task: Task, facts: TaskFile) -> tuple[list[str], list[str], list[str]]:
+    """What is wrong beside the audio, what belongs to no clip, and what is declared but absent."""
+    files = [path.relative_to(task.audio).as_posix() for path in audio.find(task.audio)]
+    found: dict[str, Mapping[str, Any]] = {}
+    wrong, absent = [], []
+    if facts.transcripts:
+        texts = read_transcripts(facts.transcripts, task.audio)
+        names = " or ".join(table.file for table in facts.transcripts)
+        if texts is None:
+            absent.append(f"no transcripts: found no table {names} below {task.audio}")
+        found[f"the table of transcripts ({names})"] = texts or {}
+    for modality, own in facts.vectors.items():
+        if modality not in task.vectors:
+            absent.append(f"no {modality} vectors: found no file {own.file} below {task.audio}")
+            continue
+        try:
+            found[own.file] = read_vectors(task.vectors[modality])
+        except ValueError as error:
+            wrong.append(str(error))
+    if facts.video:
+        found["the video folder"] = _find_videos(facts.video, task.audio)
+        if not found["the video folder"]:
+            where = (task.audio / facts.video.folder).resolve()
+            absent.append(f"no videos: found no *{facts.video.extension} below {where}")
+    stray = []
+    for where, own in found.items():
+        names = of_clips(own, files)[1]
+        if names:
+            stray.append(
+                f"{where} names files that are not there ({len(names)}): {clip_checks.some(names)}"
+            )
+    return wrong, stray, absent
 
 
 def _check_classes(task: Task) -> list[str]:

@@ -77,7 +77,7 @@ def test_other_languages_order_and_history_change_nothing(made, tmp_path):
     assert "F01 f2" in voices  # a breathy voice, whose noise the engine would seed by the clock
     assert reversed_ == reference
     del alone[synthetic.STAMP]
-    assert len(alone) == SPEAKERS * SENTENCES * 4 + 3
+    assert len(alone) == SPEAKERS * SENTENCES * 4 + 5
     assert alone.items() <= reference.items()
 
 
@@ -103,9 +103,56 @@ def test_ground_truth_names_every_clip(made, language):
     with open(made / "tasks" / f"{language}_synthetic" / "cues.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     audio = made / "audio" / f"SYNTHETIC-{language.upper()}"
-    assert {row["file"] for row in rows} == {path.name for path in audio.iterdir()}
+    assert {row["file"] for row in rows} == {path.name for path in audio.glob("*.wav")}
     arousal = pd.DataFrame(rows).astype({"arousal": float}).groupby("emotion")["arousal"].mean()
     assert arousal["angry"] > arousal["neutral"] > arousal["sad"]
+
+
+def _cues(made, language: str) -> pd.DataFrame:
+    return pd.read_csv(made / "tasks" / f"{language}_synthetic" / "cues.csv", index_col="file")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_transcripts_are_the_sentence_and_an_interjection(made, language):
+    task = tasks.read_task(f"{language}_synthetic", made / "audio", [made / "tasks"])
+    cues = _cues(made, language)
+    for clip in task.table.itertuples():
+        word, _, sentence = clip.transcript.partition("! ")
+        assert sentence == synthetic.TEXTS[language][int(clip.text) - 1]
+        assert word.lower() == cues["interjection"][clip.file]
+
+
+def test_interjections_tell_the_emotion_as_often_as_they_say():
+    words = synthetic._draw_words([0, 1])
+    assert len({word for own in words.values() for word in own}) == 4 * synthetic.INTERJECTIONS
+    rng = np.random.default_rng(0)
+    told = [synthetic._interjection(words, "sad", rng) in words["sad"] for _ in range(4000)]
+    assert np.mean(told) == pytest.approx(synthetic.TOLD + (1 - synthetic.TOLD) / 4, abs=0.03)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_lips_open_with_the_voice_and_their_corners_rise_with_valence(made, language):
+    cues, audio = _cues(made, language), made / "audio" / f"SYNTHETIC-{language.upper()}"
+    size, measured = synthetic.PIXELS, []
+    with np.load(audio / "lips.npz") as lips:
+        for name in cues.index:
+            film = 255.0 - lips[Path(name).stem]
+            clip, _ = soundfile.read(audio / name)
+            steps = len(clip) // (synthetic.RATE // synthetic.FPS)
+            assert film.shape == (steps, size**2)
+            energy = np.sqrt(np.mean(clip[: steps * 640].reshape(steps, 640) ** 2, axis=1))
+            dark = film.reshape(steps, size, size) - film.min()
+            assert np.corrcoef(dark.sum(axis=(1, 2)), energy)[0, 1] > 0.9
+            height = np.arange(size)[::-1] @ dark.sum(axis=0) / dark.sum(axis=(0, 1))
+            corners = height[[3, -4]].mean() - height[7:9].mean()
+            loudest = dark[energy.argmax()].sum()
+            measured.append([corners, loudest])
+    measured = np.array(measured)
+    assert np.corrcoef(measured[:, 0], cues["face_valence"])[0, 1] > 0.8
+    assert np.corrcoef(measured[:, 1], cues["face_arousal"])[0, 1] > 0.5
+    noise = cues[["face_arousal", "face_valence"]].to_numpy() - cues[["arousal", "valence"]]
+    assert 0.4 < noise.to_numpy().std() < 0.8
+    assert abs(np.corrcoef(noise.to_numpy().T)[0, 1]) < 0.4
 
 
 def test_format_and_no_clip_silent_clipped_or_twice(made):

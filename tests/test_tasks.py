@@ -590,7 +590,7 @@ def test_listing_says_what_is_present_and_where_to_get_the_rest(language):
 def test_an_installed_copy_brings_its_own_task_folders(tmp_path):
     package = tmp_path / "metaser"
     package.mkdir()
-    for name in ("__init__", "labels", "audio", "clip_checks", "tasks"):
+    for name in ("__init__", "labels", "audio", "clip_checks", "modalities", "tasks"):
         shutil.copy(Path(tasks.__file__).with_name(f"{name}.py"), package)
     (package / "aboard" / "tasks" / "sw_test").mkdir(parents=True)
     (package / "aboard" / "tasks" / "sw_test" / "task.toml").write_text(TOML)

@@ -4,6 +4,8 @@ A variant is an entry with preset arguments. Some are learnt: an ``nn.Module`` t
 another front end, its ``extracted``, gives. A class names in ``LIBRARIES`` the packages, besides
 those that all need, whose versions decide its numbers. ``TRAINED`` says that it comes trained, at
 one rate; ``AS_IS`` that what it reads (if learnt) or gives is neither normalised nor masked.
+
+Those of text and video have a ``modality`` and read a transcript or the path of a file instead.
 """
 
 from functools import partial
@@ -15,6 +17,9 @@ from metaser.frontends.prosody import Prosody
 from metaser.frontends.speaker import SpeakerEmbedding
 from metaser.frontends.spectral import MFCC, LogMel, Statistics
 from metaser.frontends.ssl import SSL, LayerWeights, SSLEncoder
+from metaser.frontends.text import HashedNgrams, TextEncoder
+from metaser.frontends.vectors import Vectors
+from metaser.frontends.video import VideoFrames
 from metaser.frontends.waveform import Waveform
 
 FRONTENDS = {
@@ -34,3 +39,16 @@ FRONTENDS = {
     "waveform": Waveform,
     "leaf": Leaf,
 }
+
+TEXT_FRONTENDS = {"hashed_ngrams": HashedNgrams, "text_encoder": TextEncoder}
+VIDEO_FRONTENDS = {"video_frames": VideoFrames}
+
+FAMILIES = {
+    modality: {**family, "vectors": partial(Vectors, modality)}
+    for modality, family in (
+        ("audio", FRONTENDS),
+        ("text", TEXT_FRONTENDS),
+        ("video", VIDEO_FRONTENDS),
+    )
+}
+"""Front ends by the modality that they read; every one has the vectors of a task folder."""

@@ -8,14 +8,11 @@ emotion2vec is not supported: it is no architecture of transformers, but comes w
 ModelScope, which load and run it in their own way.
 """
 
-import hashlib
-import importlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from metaser.batch import Padded
+from metaser.frontends import hub
 
 POOLINGS = ("none", "mean", "statistics")
 
@@ -116,7 +114,7 @@ class SSL:
         if self.half and not torch.cuda.is_available():
             raise ValueError("half = true needs a GPU, and there is none here: leave it out")
         folder = Path(self.model)
-        revision = _revision(self.model, self.revision)
+        revision = hub.revision(self.model, self.revision, _SAVE)
         config, extractor = _describe(self.model, revision)
         longest = getattr(extractor, "chunk_length", math.inf)
         if not 0 < self.seconds <= longest:
@@ -261,7 +259,7 @@ class SSLEncoder(nn.Module):
         adapts: bool = True,
     ):
         super().__init__()
-        peft = _need("peft")
+        peft = hub.need("peft")
         if pooling not in ("none", "mean"):
             raise ValueError(f"pooling must be one of ('none', 'mean'), not {pooling!r}")
         self.extracted = SSL(model, layer=0, seconds=seconds, revision=revision)
@@ -318,63 +316,15 @@ class SSLEncoder(nn.Module):
         return values
 
 
-def _need(package: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            f"self-supervised encoders need {package}: pip install 'metaser[ssl]'"
-        ) from error
-
-
-def _revision(model: str, wanted: str) -> str:
-    """Digest of a folder's files, or commit of a model of the hub; settles what the model is."""
-    if Path(model).is_dir():
-        found = _digest(Path(model))
-        if wanted not in ("", found):
-            raise ValueError(
-                f"the files in {model} have the digest {found}, not {wanted}: they have changed or "
-                "are of another model"
-            )
-        return found
-    hub = _need("huggingface_hub")
-    try:
-        config = hub.hf_hub_download(model, "config.json", revision=wanted or None)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"no model {model!r}: there is no such folder, and the Hugging Face hub did not give "
-            f"it ({str(error).strip().splitlines()[0]}). Without network, name a folder: "
-            f"elsewhere, {_SAVE}"
-        ) from error
-    return Path(config).parent.name
-
-
 _SAVE = (
     "write it by AutoModel.from_pretrained(NAME).save_pretrained(FOLDER) and "
     "AutoFeatureExtractor.from_pretrained(NAME).save_pretrained(FOLDER)"
 )
 
 
-def _digest(folder: Path) -> str:
-    """Digest of configuration and weights, the files that decide the numbers."""
-    state = hashlib.blake2b(digest_size=8)
-    for pattern in ("*config.json", "*.safetensors", "*.bin"):
-        for path in sorted(folder.glob(pattern)):
-            facts = path.stat()
-            state.update(_file_digest(path, facts.st_size, facts.st_mtime_ns))
-    return state.hexdigest()
-
-
-@cache
-def _file_digest(path: Path, size: int, changed: int) -> bytes:
-    """Read a file of perhaps gigabytes once, unless it changes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()
-
-
 def _describe(model: str, revision: str) -> tuple:
     """Configuration and feature extractor."""
-    transformers = _need("transformers")
+    transformers = hub.need("transformers")
     try:
         config = transformers.AutoConfig.from_pretrained(model, revision=revision)
         extractor = transformers.AutoFeatureExtractor.from_pretrained(model, revision=revision)
@@ -394,7 +344,7 @@ def _network(model: str, revision: str, **options) -> nn.Module:
     FileNotFoundError
         If weights are missing, which would be random otherwise.
     """
-    transformers = _need("transformers")
+    transformers = hub.need("transformers")
     config, _ = _describe(model, revision)
     config.add_adapter = False  # it would shorten the last layer's frames
     network, report = transformers.AutoModel.from_pretrained(

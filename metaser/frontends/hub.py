@@ -1,0 +1,84 @@
+"""Pretrained models of transformers, by name on the Hugging Face hub or from a folder."""
+
+import hashlib
+import importlib
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+
+def need(package: str) -> ModuleType:
+    """Import a package of the extra ``ssl``.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If it is not installed; the message says how.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"pretrained encoders need {package}: pip install 'metaser[ssl]'"
+        ) from error
+
+
+def revision(model: str, wanted: str, save: str) -> str:
+    """Digest of a folder's files, or commit of a model of the hub; settles what the model is.
+
+    Parameters
+    ----------
+    model : str
+        Name on the hub, or a folder.
+    wanted : str
+        Version of the model: on the hub a commit, tag or branch, of a folder its digest. Empty for
+        whatever is there.
+    save : str
+        How to write the model to a folder, for the message of an error.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such model.
+    ValueError
+        If the folder's digest is another.
+    """
+    if Path(model).is_dir():
+        found = _digest(Path(model))
+        if wanted not in ("", found):
+            raise ValueError(
+                f"the files in {model} have the digest {found}, not {wanted}: they have changed or "
+                "are of another model"
+            )
+        return found
+    hub = need("huggingface_hub")
+    try:
+        config = hub.hf_hub_download(model, "config.json", revision=wanted or None)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no model {model!r}: there is no such folder, and the Hugging Face hub did not give "
+            f"it ({str(error).strip().splitlines()[0]}). Without network, name a folder: "
+            f"elsewhere, {save}"
+        ) from error
+    return Path(config).parent.name
+
+
+def _digest(folder: Path) -> str:
+    """Digest of configuration, weights and vocabulary, the files that decide the numbers."""
+    state = hashlib.blake2b(digest_size=8)
+    for pattern in ("*config.json", "*.safetensors", "*.bin", *VOCABULARIES):
+        for path in sorted(folder.glob(pattern)):
+            facts = path.stat()
+            state.update(_file_digest(path, facts.st_size, facts.st_mtime_ns))
+    return state.hexdigest()
+
+
+VOCABULARIES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
+"""Files of tokenizers."""
+
+
+@cache
+def _file_digest(path: Path, size: int, changed: int) -> bytes:
+    """Read a file of perhaps gigabytes once, unless it changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
