@@ -76,20 +76,20 @@ class Features:
         (clips,) int; real frames of each clip.
     hashes : ndarray
         (clips,) str; the content of what was heard, read or seen, empty where there is nothing.
-    domains : dict of str to ndarray
-        (clips,) int64 each; see ``Batch.domains``.
     modality : {"audio", "text", "video"}
         What the front end read.
     beside : tuple of Features
         Of other modalities of the same clips.
+    domains : dict of str to ndarray
+        (clips,) int64 each; see ``Batch.domains``.
     """
 
     values: np.ndarray | store.Ragged
     lengths: np.ndarray
     hashes: np.ndarray
-    domains: dict[str, np.ndarray] = field(default_factory=dict)
     modality: str = "audio"
     beside: tuple["Features", ...] = ()
+    domains: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def modalities(self) -> dict[str, "Features"]:
@@ -113,10 +113,11 @@ class Features:
         Raises
         ------
         ValueError
-            If a clip has no frames.
+            If a clip has no frames of audio.
         """
         padded = {name: part._padded(rows) for name, part in self.modalities.items()}
-        return Batch(padded, torch.from_numpy(targets), torch.from_numpy(classes))
+        domains = {name: torch.from_numpy(ids[rows]) for name, ids in self.domains.items()}
+        return Batch(padded, torch.from_numpy(targets), torch.from_numpy(classes), domains)
 
     def _padded(self, rows: np.ndarray) -> Padded:
         lengths = self.lengths[rows]

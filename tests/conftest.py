@@ -85,7 +85,7 @@ def plant() -> Callable[..., Features]:
         values *= (np.arange(frames) < lengths[:, None])[..., None]
         hashes = np.array([f"{row:032x}" for row in range(len(lengths))])
         (domains,) = number_domains([task])
-        return Features(values.astype(np.float32), lengths, hashes, domains)
+        return Features(values.astype(np.float32), lengths, hashes, domains=domains)
 
     return make
 

@@ -145,7 +145,7 @@ def test_scores_are_bit_equal_after_writing_and_reading(trained, adapted, tmp_pa
         save(tmp_path / "again.safetensors", first)
         second = load(tmp_path / "again.safetensors")
         assert first.header == second.header
-        clips = _vectors(first.header.channels)
+        clips = _vectors(first.header.channels["audio"])
         assert torch.equal(first.predictor(clips), second.predictor(clips))
     assert not torch.equal(load(trained).predictor(clips), load(adapted).predictor(clips))
 
@@ -156,7 +156,7 @@ def test_a_model_that_was_read_adapts_like_the_one_that_was_written(trained, tmp
         for value in file.method.parameters():
             value.add_(torch.rand(value.shape, generator=torch.Generator().manual_seed(1)) / 10)
     save(tmp_path / "m.safetensors", file)
-    clips = _vectors(file.header.channels)
+    clips = _vectors(file.header.channels["audio"])
     support = Batch(clips, torch.arange(12) % 4, torch.ones(4, dtype=torch.bool))
     one, two = (m.method.adapt(support)(clips) for m in (file, load(tmp_path / "m.safetensors")))
     assert torch.equal(one, two)
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_read_say_why(trained, tmp_path):
     with pytest.raises(ValueError, match="header is damaged"):
         load(_rewrite(trained, tmp_path / "odd.safetensors", surprise=1))
     with pytest.raises(ValueError, match="do not fit the model"):
-        load(_rewrite(trained, tmp_path / "wide.safetensors", channels=7))
+        load(_rewrite(trained, tmp_path / "wide.safetensors", channels={"audio": 7}))
     with pytest.raises(FileNotFoundError, match="none at"):
         load(tmp_path / "absent.safetensors")
 
@@ -263,7 +263,7 @@ def test_cross_validation_never_hears_what_it_is_asked(trained, plant, make_task
     """Features that tell the labels of speakers apart give nothing away across speakers."""
     file = load(trained)
     task = make_task(speakers=4, clips=3)
-    features = plant(task, channels=file.header.channels)
+    features = plant(task, channels=file.header.channels["audio"])
     rows = np.arange(len(task.table))
     targets = pd.factorize(task.table["emotion"])[0]
     speakers = task.table["speaker"].to_numpy()
@@ -287,7 +287,7 @@ def test_speakers_of_one_emotion_each_are_not_cross_validated(trained, plant, ma
     task = make_task(speakers=8, clips=3)
     targets = pd.factorize(task.table["emotion"])[0]
     rows = np.flatnonzero(targets == task.table["unit"] % 4)
-    features = plant(task, channels=file.header.channels)
+    features = plant(task, channels=file.header.channels["audio"])
     speakers = task.table["speaker"].to_numpy()[rows]
     kind, seen = adaptation.cross_validate(file, features, rows, targets[rows], speakers)
     assert kind == "none" and np.isnan(seen)
@@ -373,7 +373,7 @@ def test_evaluation_agrees_with_scores_made_by_hand(adapted, plant, make_task):
     file = load(adapted)
     task = make_task(gender="")
     task.table["gender"] = np.where(task.table["unit"] < 2, "female", "male")
-    features = plant(task, channels=file.header.channels)
+    features = plant(task, channels=file.header.channels["audio"])
     rows = np.arange(len(task.table))
     own = file.header.adaptation.model_copy(update={"contents": [str(features.hashes[0])]})
     file = replace(file, header=file.header.model_copy(update={"adaptation": own}))
