@@ -360,7 +360,7 @@ SETUP = {
     },
     "methods": {"metaser": {"inner_steps": 1, "adapt_steps": 1}, "logistic_regression": {}},
 }
-STATISTICS, LIPS = {"name": "statistics"}, {"name": "vectors", "pooling": "mean"}
+MEL, LIPS = {"name": "log_mel", "bands": 4, "frames": 40}, {"name": "vectors", "pooling": "mean"}
 
 
 def _protocol(**setups) -> Protocol:
@@ -391,10 +391,10 @@ def test_a_protocol_runs_with_any_modality_alone_and_with_all(spoken, tmp_path):
 
     hopping, light = {"name": "modality_hopping", "hidden": 4}, {"logistic_regression": {}}
     protocol = _protocol(
-        heard=SETUP | {"text": None, "frontend": STATISTICS, "methods": light},
+        heard=SETUP | {"text": None, "frontend": MEL, "methods": light},
         read=SETUP,
         seen=SETUP | {"text": None, "video": LIPS, "methods": light},
-        all=SETUP | {"frontend": STATISTICS, "video": LIPS, "backbone": hopping},
+        all=SETUP | {"frontend": MEL, "video": LIPS, "backbone": hopping},
     )
     said, rows = _run(protocol, spoken, tmp_path / "out", tmp_path / "cache")
     assert "6 remain in 6 trainings" in said
@@ -408,7 +408,7 @@ def test_a_protocol_runs_with_any_modality_alone_and_with_all(spoken, tmp_path):
     _, markdown = write(tmp_path / "out")
     text = markdown.read_text()
     assert "text: hashed_ngrams + mlp" in text
-    assert "audio, text, video: statistics, hashed_ngrams, vectors + modality_hopping" in text
+    assert "audio, text, video: log_mel, hashed_ngrams, vectors + modality_hopping" in text
 
 
 @pytest.mark.parametrize(
