@@ -16,6 +16,7 @@ from metaser.methods.maml import MAML
 from metaser.model import HEARD, Model
 
 CHANNELS = 6
+DOMAINS = {"speaker": 5, "corpus": 2}
 
 
 class Mixer(nn.Module):
@@ -48,10 +49,12 @@ def _batch(seed: int, frames: int = 3) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(12, frames, CHANNELS, generator=generator, dtype=torch.float64)
     padded = Padded(values, torch.ones(12, frames, dtype=torch.bool))
-    return Batch({"audio": padded}, torch.arange(12) % 4, torch.ones(4, dtype=torch.bool))
+    domains = {name: torch.arange(12) % count for name, count in DOMAINS.items()}
+    classes = torch.ones(4, dtype=torch.bool)
+    return Batch({"audio": padded}, torch.arange(12) % 4, classes, domains)
 
 
-EPISODES = [EpisodeBatch(_batch(0), _batch(1)), EpisodeBatch(_batch(2), _batch(3))]
+EPISODES = [EpisodeBatch(*(_batch(first + side) for side in range(3))) for first in (0, 3)]
 
 
 def _model(adapts: bool, merged: bool = False, backbone=MLP, **size) -> Model:
@@ -73,7 +76,9 @@ WITH_MODEL = [
 def _make(name: str, model: Model) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        method = METHODS[name](model).double()
+        known = inspect.signature(METHODS[name]).parameters
+        method = METHODS[name](model, **({"domains": DOMAINS} if "domains" in known else {}))
+        method = method.double().eval()
     if getattr(method, "use_sources", False):
         method.fit([_batch(7), _batch(8)])
     return method

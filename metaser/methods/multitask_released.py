@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from metaser.batch import Batch, EpisodeBatch, Padded, join
-from metaser.methods.inner_loop import Predictor, check_steps, check_support
+from metaser.batch import Batch, EpisodeBatch, join
+from metaser.methods.inner_loop import Predictor, check_steps, check_support, heard, predictor
 from metaser.model import Model
 
 
@@ -109,22 +109,18 @@ class MultitaskReleased(nn.Module):
         """Train on with the labelled clips in the pool; the method itself stays as it is."""
         check_support(support)
         model = copy.deepcopy(self.model).train()
-        pool = join([support, *self.sources])
-        optimiser = torch.optim.SGD(model.parameters(), lr=self.rate)
+        body = model.body
+        with torch.no_grad():
+            pool = heard(model, join([support, *self.sources]))
+        optimiser = torch.optim.SGD(body.parameters(), lr=self.rate)
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
             for _ in range(self.steps):
                 batch = pool[torch.randperm(len(pool))[: self.batch_size]]
                 optimiser.zero_grad()
-                _binary_losses(model, batch, [_drawn(support.classes)]).sum().backward()
+                _binary_losses(body, batch, [_drawn(support.classes)]).sum().backward()
                 optimiser.step()
-        model.eval()
-
-        @torch.no_grad()
-        def predict(modalities: dict[str, Padded]) -> Tensor:
-            return model(modalities).masked_fill(~support.classes, float("-inf"))
-
-        return predict
+        return predictor(model, {}, support.classes)
 
 
 def _drawn(classes: Tensor) -> int:
