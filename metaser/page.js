@@ -97,7 +97,7 @@ function player(element, file) {
   element.setAttribute("aria-label", `Listen to ${file.name}`);
   element.addEventListener("error", () => {
     const note = document.createElement("p");
-    note.className = "unplayed";
+    note.className = "note";
     note.textContent = "This browser cannot play this kind of file; the model can hear it.";
     element.replaceWith(note);
   });
@@ -154,11 +154,13 @@ async function record(button) {
 // --- labelled clips -----------------------------------------------------------------------------
 
 async function addClip(file) {
-  const { key, seconds } = await send("clips", file);
+  const { key, seconds, note } = await send("clips", file);
   const item = find("clip").content.firstElementChild.cloneNode(true);
   const [emotion, speaker, remove] = [".emotion", ".speaker", ".remove"].map((s) => item.querySelector(s));
   item.dataset.key = key;
   item.querySelector(".name").textContent = `${file.name} (${seconds.toFixed(1)} s)`;
+  item.querySelector(".note").textContent = note;
+  item.querySelector(".note").hidden = note === "";
   player(item.querySelector("audio"), file);
   emotion.value = find("default").value;
   emotion.setAttribute("aria-label", `Emotion of ${file.name}`);

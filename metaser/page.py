@@ -10,8 +10,8 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ValidationError
 
-from metaser import audio, model_card, prediction
+from metaser import audio, clip_checks, model_card, prediction
 from metaser.adaptation import adapt
 from metaser.clips import LONGEST, Clips
 from metaser.model_file import ModelFile, save
@@ -268,6 +268,7 @@ async def _part(request: "Request") -> "Response":
 
 async def _add(request: "Request") -> "Response":
     """Take a clip that is to be labelled."""
+    from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
 
     desk = request.app.state.desk
@@ -276,7 +277,17 @@ async def _add(request: "Request") -> "Response":
     clip = await _received(request, CLIP_BYTES, LONGEST)
     key = clip.path.stem
     desk.clips[key] = clip
-    return JSONResponse({"key": key, "seconds": audio.duration(clip.path)})
+    heard = await run_in_threadpool(clip_checks.listen, clip.path)
+    return JSONResponse({"key": key, "seconds": heard.seconds, "note": _suspicion(heard)})
+
+
+def _suspicion(heard: clip_checks.Heard) -> str:
+    """What the user should know of a clip that can be used."""
+    if heard.level < clip_checks.QUIET:
+        return "This clip is almost silent: listen to it."
+    if heard.clipped > clip_checks.CLIPPED:
+        return "This clip was recorded too loud and is distorted: record it softer, if you can."
+    return ""
 
 
 async def _remove(request: "Request") -> "Response":
@@ -314,14 +325,15 @@ async def _predict(request: "Request") -> "Response":
 
 
 async def _model(request: "Request") -> "Response":
-    from starlette.responses import Response
+    from starlette.background import BackgroundTask
+    from starlette.responses import FileResponse
 
     desk = request.app.state.desk
+    file = _ready(desk)
     path = desk.folder / f"{secrets.token_hex(8)}.safetensors"
-    save(path, _ready(desk))
-    content = path.read_bytes()
-    path.unlink()
-    return Response(content, headers=_download("adapted.safetensors"))
+    save(path, file)
+    name = f"{file.header.adaptation.name}.safetensors"
+    return FileResponse(path, filename=name, background=BackgroundTask(path.unlink))
 
 
 async def _card(request: "Request") -> "Response":
@@ -329,11 +341,11 @@ async def _card(request: "Request") -> "Response":
 
     file = _ready(request.app.state.desk)
     text = model_card.card(file, file.header.adaptation.name)
-    return Response(text, media_type="text/markdown", headers=_download("report.md"))
-
-
-def _download(name: str) -> dict[str, str]:
-    return {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(
+        text,
+        media_type="text/markdown",
+        headers={"Content-Disposition": 'attachment; filename="report.md"'},
+    )
 
 
 def _ready(desk: Desk) -> ModelFile:
@@ -344,6 +356,8 @@ def _ready(desk: Desk) -> ModelFile:
 
 async def _received(request: "Request", most: int, longest: float) -> Clip:
     """Write the body of a request to a file and refuse what is not audio, too large or too long."""
+    from starlette.concurrency import run_in_threadpool
+
     desk = request.app.state.desk
     name = Path(request.query_params.get("name", "")).name or "clip"
     suffix = Path(name).suffix.lower()
@@ -354,22 +368,36 @@ async def _received(request: "Request", most: int, longest: float) -> Clip:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > most:
-                    raise ValueError(
-                        f"{name} is larger than {most // 10**6} MB: give a shorter one"
-                    )
+                    raise ValueError(f"{name} is larger than {most // 10**6} MB: cut it")
                 file.write(chunk)
-        seconds = audio.duration(path)
-        if seconds > longest:
-            raise ValueError(
-                f"{name} is {seconds:.0f} s long, expected at most {longest:.0f} s: cut it"
-            )
-        audio.decode(path)  # refuses what is cut off or holds no sound, in its own words
-    except BaseException as error:
+        with _own_names([Clip(name, path)]):
+            await run_in_threadpool(_check, path, longest)
+    except BaseException:
         path.unlink(missing_ok=True)
-        if isinstance(error, audio.AudioError):
-            raise ValueError(str(error).replace(str(path), name)) from error
         raise
     return Clip(name, path)
+
+
+def _check(path: Path, longest: float) -> None:
+    """Refuse what is no audio, is cut off, holds no sound or is too long."""
+    seconds = audio.duration(path)
+    if seconds > longest:
+        raise ValueError(
+            f"{path} is {seconds:.0f} s long, expected at most {longest:.0f} s: cut it"
+        )
+    audio.decode(path)
+
+
+@contextmanager
+def _own_names(clips: Iterable[Clip]) -> Iterator[None]:
+    """Let messages call files as the user does, not by where they lie."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = str(error)
+        for clip in clips:
+            text = text.replace(str(clip.path), clip.name)
+        raise ValueError(text) from error
 
 
 def adapt_desk(desk: Desk, wish: Wish) -> dict:
@@ -414,11 +442,8 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict:
         tuple(speakers) if any(speakers) else None,
     )
     name = wish.name.strip() or "clips labelled on the page"
-    with desk.lock:
-        try:
-            desk.adapted = adapt(desk.model, given, name=name, tell=notes.append)
-        except ValueError as error:
-            raise ValueError(_named(str(error), {c.path: c.name for c in clips})) from error
+    with desk.lock, _own_names(clips):
+        desk.adapted = adapt(desk.model, given, name=name, tell=notes.append)
         return _expectation(desk.adapted) | {"notes": notes}
 
 
@@ -426,13 +451,6 @@ def _listed(names: list[str], most: int = 3) -> str:
     """The first few of some names."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
-
-
-def _named(text: str, names: Mapping[Path, str]) -> str:
-    """A message in which files are called as the user calls them."""
-    for path, name in names.items():
-        text = text.replace(str(path), name)
-    return text
 
 
 def _expectation(file: ModelFile) -> dict:
@@ -461,7 +479,7 @@ def hear_recording(desk: Desk, clip: Clip) -> dict:
     """
     seconds = audio.duration(clip.path)
     windows = (WINDOW, HOP) if seconds > LONG else (None, None)
-    with desk.lock:
+    with desk.lock, _own_names([clip]):
         table = prediction.predict(desk.adapted, [clip.path], *windows)
     classes = list(table.columns[table.columns.get_loc("confidence") + 1 :])
     chances = table[classes].mean()
@@ -486,7 +504,7 @@ def plot(table: pd.DataFrame, classes: list[str]) -> str:
     classes : list of str
         Its columns that are drawn.
     """
-    figure = Figure(figsize=(6, 3), layout="constrained")
+    figure = Figure(figsize=(4.5, 3), layout="constrained")
     axes = figure.subplots()
     middle = (table["start"] + table["end"]) / 2
     for name, marker in zip(classes, "os^Dv*Px<>"):
