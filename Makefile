@@ -1,9 +1,10 @@
 # make demo    compare the methods on made-up languages and write a report
-# make test    check the code and run all tests
-# Both first make an environment of their own in .venv. Another Python: make PYTHON=python3.12 demo
+# make test    check the code and run the tests, but for those marked slow
+# make test-all    run those, too
+# All first make an environment of their own in .venv. Another Python: make PYTHON=python3.12 demo
 
 .POSIX:
-.PHONY: demo test lint clean
+.PHONY: demo test test-all lint clean
 
 PYTHON = python3
 VENV = .venv
@@ -16,6 +17,9 @@ demo: $(VENV)/demo.installed
 	$(VENV)/bin/metaser demo
 
 test: lint
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-all: lint
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/test.installed

@@ -11,6 +11,7 @@ from metaser import __version__
 from metaser.commands import labelling, models, probe, tasks_new
 from metaser.commands.dimensional import dimensional
 from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.commands.page import page
 from metaser.commands.similarity import similarity, transferability
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ for command in (
     dimensional,
 ):
     app.command()(command)
+app.command("app")(page)
 
 
 def _print_version(wanted: bool) -> None:

@@ -82,8 +82,9 @@ LAYERS = {
     "evaluation": 8,
     "model_card": 8,
     "starter": 8,
-    "commands": 9,
-    "cli": 10,
+    "page": 9,
+    "commands": 10,
+    "cli": 11,
 }
 """A module imports only from smaller layers; a package's modules stand where the package stands."""
 

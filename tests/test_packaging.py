@@ -18,6 +18,8 @@ from metaser.cli import app
 from metaser.methods import learn2learn
 
 ROOT = Path(__file__).parents[1]
+REPORT = ("report.html.jinja", "report.md.jinja")
+PAGE = ("page.html.jinja", "page.css", "page.js")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -122,13 +124,15 @@ def test_tasks_protocols_and_templates_are_aboard(wheel):
         assert f"metaser/aboard/tasks/{folder.name}/README.md" in wheel
     for file in protocol.BUNDLED.glob("*.toml"):
         assert f"metaser/aboard/benchmarks/{file.name}" in wheel
-    assert {"metaser/report.html.jinja", "metaser/report.md.jinja"} <= wheel
+    assert {f"metaser/{name}" for name in (*REPORT, *PAGE)} <= wheel
 
 
 def test_nothing_else_is_aboard(wheel):
     assert {Path(name).suffix for name in wheel if name.startswith("metaser/")} == {
         ".py",
         ".jinja",
+        ".css",
+        ".js",
         ".toml",
         ".md",
     }

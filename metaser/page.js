@@ -1,0 +1,320 @@
+// The page's side in the browser: takes files or the microphone, asks the program, shows answers.
+"use strict";
+
+const main = document.querySelector("main");
+const limits = {
+  labelled: { bytes: +main.dataset.clipBytes, seconds: +main.dataset.clipSeconds },
+  fresh: { bytes: +main.dataset.recordingBytes, seconds: +main.dataset.recordingSeconds },
+};
+const extensions = main.dataset.extensions.split(" ");
+const take = { labelled: addClip, fresh: hearClip };
+let recordings = 0;
+
+const find = (id) => document.getElementById(id);
+const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
+
+// --- asking the program -------------------------------------------------------------------------
+
+async function ask(path, options) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Error("The program does not answer: it may have been ended. Start it again.");
+  }
+  if (answer.status === 204) return null;
+  const said = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(said.error ?? `The program failed (${answer.status}); its window says why.`);
+  return said;
+}
+
+const send = (path, file) =>
+  ask(`${path}?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+
+function complain(list, message) {
+  const item = document.createElement("li");
+  item.textContent = message;
+  list.append(item);
+}
+
+// --- sound --------------------------------------------------------------------------------------
+
+// Mono 16-bit WAV of whatever the browser can decode: what it records, and phones' own formats.
+async function asWav(blob, name) {
+  const context = new AudioContext();
+  try {
+    const sound = await context.decodeAudioData(await blob.arrayBuffer());
+    const count = sound.numberOfChannels;
+    const channels = Array.from({ length: count }, (_, i) => sound.getChannelData(i));
+    const view = new DataView(new ArrayBuffer(44 + 2 * sound.length));
+    const text = (at, word) => [...word].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
+    text(0, "RIFF");
+    view.setUint32(4, 36 + 2 * sound.length, true);
+    text(8, "WAVEfmt ");
+    view.setUint32(16, 16, true); // length of what follows
+    view.setUint16(20, 1, true); // whole numbers
+    view.setUint16(22, 1, true); // one channel
+    view.setUint32(24, sound.sampleRate, true);
+    view.setUint32(28, 2 * sound.sampleRate, true); // bytes a second
+    view.setUint16(32, 2, true); // bytes a sample
+    view.setUint16(34, 16, true); // bits a sample
+    text(36, "data");
+    view.setUint32(40, 2 * sound.length, true);
+    for (let i = 0; i < sound.length; i++) {
+      const mean = channels.reduce((sum, channel) => sum + channel[i], 0) / count;
+      view.setInt16(44 + 2 * i, Math.max(-1, Math.min(1, mean)) * 32767, true);
+    }
+    return new File([view], name, { type: "audio/wav" });
+  } finally {
+    context.close();
+  }
+}
+
+function bounded(file, kind) {
+  if (file.size <= limits[kind].bytes) return;
+  throw new Error(
+    `${file.name} has ${megabytes(file.size)} MB, expected at most ` +
+      `${megabytes(limits[kind].bytes)} MB: cut it, or save it as FLAC or MP3.`
+  );
+}
+
+// A file as the program can read it.
+async function readable(file, kind) {
+  bounded(file, kind);
+  if (extensions.some((extension) => file.name.toLowerCase().endsWith(extension))) return file;
+  let wav;
+  try {
+    wav = await asWav(file, file.name);
+  } catch {
+    throw new Error(`${file.name} is not audio that this browser or MetaSER can read: save it as WAV, FLAC or MP3.`);
+  }
+  bounded(wav, kind);
+  return wav;
+}
+
+function player(element, file) {
+  element.src = URL.createObjectURL(file);
+  element.setAttribute("aria-label", `Listen to ${file.name}`);
+  element.addEventListener("error", () => {
+    const note = document.createElement("p");
+    note.className = "note";
+    note.textContent = "This browser cannot play this kind of file; the model can hear it.";
+    element.replaceWith(note);
+  });
+}
+
+async function takeAll(files, kind) {
+  const errors = find(`${kind}-errors`);
+  errors.replaceChildren();
+  for (const file of files) {
+    try {
+      await take[kind](await readable(file, kind));
+    } catch (error) {
+      complain(errors, error.message);
+    }
+  }
+}
+
+async function record(button) {
+  const kind = button.dataset.for;
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  } catch (error) {
+    const errors = find(`${kind}-errors`);
+    errors.replaceChildren();
+    complain(errors, `The microphone cannot be used (${error.message}): allow it for this page, or choose a file.`);
+    return;
+  }
+  const recorder = new MediaRecorder(stream);
+  const pieces = [];
+  recorder.addEventListener("dataavailable", (event) => pieces.push(event.data));
+  recorder.addEventListener("stop", async () => {
+    clearTimeout(full);
+    clearInterval(clock);
+    stream.getTracks().forEach((track) => track.stop());
+    button.classList.remove("recording");
+    button.textContent = "Record a clip";
+    recordings += 1;
+    // Without a known extension, so that it is turned into WAV like a phone's file.
+    await takeAll([new File(pieces, `recording ${recordings}`)], kind);
+  });
+  const begun = Date.now();
+  const tell = () => {
+    button.textContent = `Stop recording (${Math.floor((Date.now() - begun) / 1000)} s)`;
+  };
+  const clock = setInterval(tell, 1000);
+  const full = setTimeout(() => recorder.stop(), (limits[kind].seconds - 1) * 1000);
+  button.classList.add("recording");
+  button.addEventListener("click", () => recorder.state === "recording" && recorder.stop(), { once: true });
+  tell();
+  recorder.start();
+}
+
+// --- labelled clips -----------------------------------------------------------------------------
+
+async function addClip(file) {
+  const { key, seconds, note } = await send("clips", file);
+  const item = find("clip").content.firstElementChild.cloneNode(true);
+  const [emotion, speaker, remove] = [".emotion", ".speaker", ".remove"].map((s) => item.querySelector(s));
+  item.dataset.key = key;
+  item.querySelector(".name").textContent = `${file.name} (${seconds.toFixed(1)} s)`;
+  item.querySelector(".note").textContent = note;
+  item.querySelector(".note").hidden = note === "";
+  player(item.querySelector("audio"), file);
+  emotion.value = find("default").value;
+  emotion.setAttribute("aria-label", `Emotion of ${file.name}`);
+  speaker.setAttribute("aria-label", `Who speaks in ${file.name} (if you like)`);
+  remove.setAttribute("aria-label", `Remove ${file.name}`);
+  emotion.addEventListener("change", count);
+  speaker.addEventListener("change", offerSpeakers);
+  remove.addEventListener("click", async () => {
+    await ask(`clips/${key}`, { method: "DELETE" });
+    const next = item.nextElementSibling ?? item.previousElementSibling;
+    (next?.querySelector(".remove") ?? find("labelled")).focus();
+    item.remove();
+    count();
+  });
+  find("clips").append(item);
+  count();
+}
+
+const clips = () => [...find("clips").children];
+
+function count() {
+  const found = {};
+  for (const item of clips()) {
+    const emotion = item.querySelector(".emotion").value || "without an emotion";
+    found[emotion] = (found[emotion] ?? 0) + 1;
+  }
+  const said = Object.entries(found).map(([emotion, number]) => `${number} ${emotion}`);
+  find("counts").textContent = said.length ? `${clips().length} clips: ${said.join(", ")}.` : "No clips yet.";
+}
+
+function offerSpeakers() {
+  const names = new Set(clips().map((item) => item.querySelector(".speaker").value.trim()));
+  names.delete("");
+  find("speakers").replaceChildren(...[...names].map((name) => new Option(name, name)));
+}
+
+async function adaptModel() {
+  const errors = find("adapt-errors");
+  errors.replaceChildren();
+  find("adapt").disabled = true;
+  find("adapting").textContent = "The model listens to your clips …";
+  const wish = {
+    name: find("language").value,
+    clips: clips().map((item) => ({
+      key: item.dataset.key,
+      emotion: item.querySelector(".emotion").value,
+      speaker: item.querySelector(".speaker").value,
+    })),
+  };
+  try {
+    showResult(await ask("adapt", { method: "POST", body: JSON.stringify(wish) }));
+    find("adapting").textContent = "Done.";
+  } catch (error) {
+    find("adapting").textContent = "";
+    complain(errors, error.message);
+  } finally {
+    find("adapt").disabled = false;
+  }
+}
+
+function showResult(result) {
+  for (const place of document.querySelectorAll("[data-fill]")) place.textContent = result[place.dataset.fill];
+  find("doubt").hidden = result.above_chance;
+  find("notes").replaceChildren();
+  find("lines").replaceChildren();
+  result.notes.forEach((note) => complain(find("notes"), note));
+  result.lines.forEach((line) => complain(find("lines"), line));
+  find("result").hidden = find("new").hidden = false;
+  find("wait").hidden = true;
+  find("heard").replaceChildren(); // said by the model before
+  find("result").focus();
+}
+
+// --- new clips ----------------------------------------------------------------------------------
+
+async function hearClip(file) {
+  find("hearing").textContent = `The model listens to ${file.name} …`;
+  let heard;
+  try {
+    heard = await send("predict", file);
+  } finally {
+    find("hearing").textContent = "";
+  }
+  const item = find("prediction").content.firstElementChild.cloneNode(true);
+  const place = (selector) => item.querySelector(selector);
+  const percent = (chance) => `${Math.round(100 * chance)} %`;
+  const along = heard.plot !== "";
+  place(".name").textContent = `${file.name} (${heard.seconds.toFixed(1)} s)`;
+  player(place("audio"), file);
+  place(".said").textContent = `${along ? "On the whole" : "It sounds"} ${heard.emotion} (${percent(heard.chances[heard.emotion])})`;
+  place("caption").textContent = along ? "Probability of each emotion, the mean over the pieces" : "Probability of each emotion";
+  for (const [emotion, chance] of Object.entries(heard.chances)) {
+    const row = place(".chances tbody").insertRow();
+    const name = document.createElement("th");
+    name.scope = "row";
+    name.textContent = emotion;
+    const meter = document.createElement("meter");
+    meter.value = chance;
+    meter.setAttribute("aria-hidden", "true"); // the number beside it says the same
+    row.append(name);
+    row.insertCell().append(meter);
+    row.insertCell().textContent = percent(chance);
+    row.lastChild.className = "number";
+  }
+  if (along) {
+    place("figure").hidden = place("details").hidden = false;
+    place("img").src = `data:image/svg+xml,${encodeURIComponent(heard.plot)}`;
+    const emotions = Object.keys(heard.chances);
+    const top = place(".rows thead").insertRow();
+    for (const title of ["seconds", "emotion", ...emotions]) {
+      const cell = document.createElement("th");
+      cell.scope = "col";
+      cell.textContent = title;
+      top.append(cell);
+    }
+    for (const piece of heard.rows) {
+      const row = place(".rows tbody").insertRow();
+      row.insertCell().textContent = `${piece.start.toFixed(0)} to ${piece.end.toFixed(0)}`;
+      row.insertCell().textContent = piece.emotion;
+      for (const emotion of emotions) {
+        row.insertCell().textContent = percent(piece[emotion]);
+        row.lastChild.className = "number";
+      }
+    }
+  }
+  find("heard").prepend(item);
+}
+
+// --- what the user does -------------------------------------------------------------------------
+
+for (const area of document.querySelectorAll(".drop")) {
+  const input = find(area.dataset.for);
+  input.addEventListener("change", async () => {
+    const files = [...input.files];
+    input.value = ""; // so that the same file can be chosen again
+    await takeAll(files, area.dataset.for);
+  });
+  area.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    area.classList.add("over");
+  });
+  area.addEventListener("dragleave", () => area.classList.remove("over"));
+  area.addEventListener("drop", (event) => {
+    event.preventDefault();
+    area.classList.remove("over");
+    takeAll([...event.dataTransfer.files], area.dataset.for);
+  });
+}
+// A file that misses the area would otherwise be opened in place of the page.
+for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
+for (const button of document.querySelectorAll(".record")) {
+  button.addEventListener("click", () => button.classList.contains("recording") || record(button));
+}
+find("adapt")?.addEventListener("click", adaptModel);
+window.addEventListener("beforeunload", (event) => {
+  if (find("clips")?.children.length) event.preventDefault(); // labels would be lost
+});

@@ -1,0 +1,517 @@
+"""A page in the browser for who has no terminal: label clips, adapt a model, hear new clips.
+
+The page is served to this machine alone and asks no other machine for anything: a policy in every
+answer (``POLICY``) forbids the browser to. Clips lie in a temporary folder until the page ends.
+"""
+
+import io
+import secrets
+import signal
+import socket
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import jinja2
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ValidationError
+
+from metaser import audio, clip_checks, model_card, prediction
+from metaser.adaptation import adapt
+from metaser.clips import LONGEST, Clips
+from metaser.model_file import ModelFile, save
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+HOST = "127.0.0.1"
+"""The only address that the page is served at: this machine's own."""
+
+CLIP_BYTES = 20_000_000
+"""Largest file of a labelled clip."""
+
+RECORDING_BYTES = 100_000_000
+"""Largest file of a recording that is predicted on."""
+
+RECORDING_SECONDS = 600.0
+"""Longest recording that is predicted on."""
+
+MOST_CLIPS = 500
+"""Labelled clips that are held at once."""
+
+FEW = 5
+"""Clips a class below which the page asks for more."""
+
+WINDOW, HOP = 4.0, 2.0
+"""Seconds of the windows in which a long recording is gone through, and their distance."""
+
+LONG = 10.0
+"""Seconds above which a recording is gone through in windows."""
+
+POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'"
+"""Content security policy: what the browser may load, and from where."""
+
+MISSING = 'the page needs starlette and uvicorn: pip install "metaser[app]"'
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Desk:
+    """What one run of the page holds.
+
+    Attributes
+    ----------
+    model : ModelFile
+        To be adapted, or adapted already.
+    name : str
+        What to call it.
+    folder : Path
+        Where clips lie.
+    clips : dict of str to Clip
+        Clips that were given to be labelled, by a key.
+    adapted : ModelFile or None
+        What predicts.
+    lock : threading.Lock
+        Held while the model works: one thing at a time.
+    """
+
+    model: ModelFile
+    name: str
+    folder: Path
+    clips: dict[str, "Clip"] = field(default_factory=dict)
+    adapted: ModelFile | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip that was given: its name on the user's side, and where it lies."""
+
+    name: str
+    path: Path
+
+
+class Label(BaseModel):
+    """What the user says of a clip."""
+
+    key: str
+    emotion: str
+    speaker: str = ""
+
+
+class Wish(BaseModel):
+    """What the user asks for by pressing Adapt."""
+
+    name: str = ""
+    clips: list[Label]
+
+
+def application(model: ModelFile, name: str) -> "Starlette":
+    """The page as a web application (ASGI).
+
+    Parameters
+    ----------
+    model : ModelFile
+        As `metaser train` made it, or adapted already.
+    name : str
+        What to call the model.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the extra ``app`` is not installed; the message names the command.
+    """
+    try:
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.middleware.base import BaseHTTPMiddleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.routing import Route
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(MISSING) from error
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        with TemporaryDirectory(prefix="metaser-") as folder:
+            app.state.desk = Desk(model, name, Path(folder))
+            if model.adapted is not None:
+                app.state.desk.adapted = model
+            yield
+
+    routes = [
+        Route("/", _page),
+        Route("/page.{kind:str}", _part),
+        Route("/clips", _add, methods=["POST"]),
+        Route("/clips/{key:str}", _remove, methods=["DELETE"]),
+        Route("/adapt", _adapt, methods=["POST"]),
+        Route("/predict", _predict, methods=["POST"]),
+        Route("/model", _model),
+        Route("/card", _card),
+    ]
+    # Another site, open in the same browser, must not reach the page by a name of its own.
+    middleware = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+        Middleware(BaseHTTPMiddleware, dispatch=_guard),
+    ]
+    refused = dict.fromkeys((ValueError, ArithmeticError, ImportError, OSError), _refuse)
+    return Starlette(
+        routes=routes, middleware=middleware, exception_handlers=refused, lifespan=lifespan
+    )
+
+
+def serve(
+    model: ModelFile, name: str, port: int = 7860, ready: Callable[[str], None] = print
+) -> None:
+    """Serve the page until the program is interrupted.
+
+    Parameters
+    ----------
+    model, name
+        See ``application``.
+    port : int
+        0 takes a free one.
+    ready : callable
+        Is given the page's address as soon as it can be opened.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the extra ``app`` is not installed; the message names the command.
+    OSError
+        If the port is taken.
+    """
+    app = application(model, name)
+    try:
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(MISSING) from error
+    try:
+        listening = socket.create_server((HOST, port))
+    except OSError as error:
+        raise OSError(
+            f"port {port} cannot be used ({error.strerror}): perhaps the page is open already at "
+            f"http://{HOST}:{port}; else choose another by --port"
+        ) from error
+    if hasattr(signal, "SIGHUP"):  # the terminal's window is closed: end, and remove the clips
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with listening:
+        ready(f"http://{HOST}:{listening.getsockname()[1]}")
+        server.run(sockets=[listening])
+
+
+async def _guard(request: "Request", answer: Callable) -> "Response":
+    """Refuse what other sites send, and let the browser load nothing from elsewhere."""
+    from starlette.responses import PlainTextResponse
+
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers["host"]:
+        return PlainTextResponse(f"expected a request of the page itself, not {origin}", 403)
+    response = await answer(request)
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+async def _refuse(request: "Request", error: Exception) -> "Response":
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": str(error)}, 400)
+
+
+async def _page(request: "Request") -> "Response":
+    from starlette.responses import HTMLResponse
+
+    desk = request.app.state.desk
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    header = desk.model.header
+    return HTMLResponse(
+        environment.get_template("page.html.jinja").render(
+            name=desk.name,
+            header=header,
+            languages=sorted({model_card.language_name(s.language) for s in header.sources}),
+            warning=model_card.SYNTHETIC if header.synthetic else "",
+            result=None if header.adaptation is None else _expectation(desk.model),
+            limits={
+                "clip-bytes": CLIP_BYTES,
+                "clip-seconds": LONGEST,
+                "recording-bytes": RECORDING_BYTES,
+                "recording-seconds": RECORDING_SECONDS,
+                "extensions": " ".join(audio.EXTENSIONS),
+            },
+            few=FEW,
+        )
+    )
+
+
+async def _part(request: "Request") -> "Response":
+    from starlette.exceptions import HTTPException
+    from starlette.responses import FileResponse
+
+    kind = request.path_params["kind"]
+    if kind not in ("css", "js"):
+        raise HTTPException(404)
+    return FileResponse(HERE / f"page.{kind}")
+
+
+async def _add(request: "Request") -> "Response":
+    """Take a clip that is to be labelled."""
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+
+    desk = request.app.state.desk
+    if len(desk.clips) >= MOST_CLIPS:
+        raise ValueError(f"{MOST_CLIPS} clips are held already, which is the most: remove some")
+    clip = await _received(request, CLIP_BYTES, LONGEST)
+    key = clip.path.stem
+    desk.clips[key] = clip
+    heard = await run_in_threadpool(clip_checks.listen, clip.path)
+    return JSONResponse({"key": key, "seconds": heard.seconds, "note": _suspicion(heard)})
+
+
+def _suspicion(heard: clip_checks.Heard) -> str:
+    """What the user should know of a clip that can be used."""
+    if heard.level < clip_checks.QUIET:
+        return "This clip is almost silent: listen to it."
+    if heard.clipped > clip_checks.CLIPPED:
+        return "This clip was recorded too loud and is distorted: record it softer, if you can."
+    return ""
+
+
+async def _remove(request: "Request") -> "Response":
+    from starlette.responses import Response
+
+    clip = request.app.state.desk.clips.pop(request.path_params["key"], None)
+    if clip is not None:
+        clip.path.unlink()
+    return Response(status_code=204)
+
+
+async def _adapt(request: "Request") -> "Response":
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+
+    try:
+        wish = Wish.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise ValueError(f"the page sent what cannot be understood: {error}") from error
+    return JSONResponse(await run_in_threadpool(adapt_desk, request.app.state.desk, wish))
+
+
+async def _predict(request: "Request") -> "Response":
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+
+    desk = request.app.state.desk
+    if desk.adapted is None:
+        raise ValueError("the model is not adapted yet: label some clips and press Adapt first")
+    clip = await _received(request, RECORDING_BYTES, RECORDING_SECONDS)
+    try:
+        return JSONResponse(await run_in_threadpool(hear_recording, desk, clip))
+    finally:
+        clip.path.unlink()
+
+
+async def _model(request: "Request") -> "Response":
+    from starlette.background import BackgroundTask
+    from starlette.responses import FileResponse
+
+    desk = request.app.state.desk
+    file = _ready(desk)
+    path = desk.folder / f"{secrets.token_hex(8)}.safetensors"
+    save(path, file)
+    name = f"{file.header.adaptation.name}.safetensors"
+    return FileResponse(path, filename=name, background=BackgroundTask(path.unlink))
+
+
+async def _card(request: "Request") -> "Response":
+    from starlette.responses import Response
+
+    file = _ready(request.app.state.desk)
+    text = model_card.card(file, file.header.adaptation.name)
+    return Response(
+        text,
+        media_type="text/markdown",
+        headers={"Content-Disposition": 'attachment; filename="report.md"'},
+    )
+
+
+def _ready(desk: Desk) -> ModelFile:
+    if desk.adapted is None:
+        raise ValueError("there is no adapted model yet: label some clips and press Adapt first")
+    return desk.adapted
+
+
+async def _received(request: "Request", most: int, longest: float) -> Clip:
+    """Write the body of a request to a file and refuse what is not audio, too large or too long."""
+    from starlette.concurrency import run_in_threadpool
+
+    desk = request.app.state.desk
+    name = Path(request.query_params.get("name", "")).name or "clip"
+    suffix = Path(name).suffix.lower()
+    path = desk.folder / f"{secrets.token_hex(8)}{suffix if suffix in audio.EXTENSIONS else ''}"
+    try:
+        size = 0
+        with path.open("wb") as file:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > most:
+                    raise ValueError(f"{name} is larger than {most // 10**6} MB: cut it")
+                file.write(chunk)
+        with _own_names([Clip(name, path)]):
+            await run_in_threadpool(_check, path, longest)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return Clip(name, path)
+
+
+def _check(path: Path, longest: float) -> None:
+    """Refuse what is no audio, is cut off, holds no sound or is too long."""
+    seconds = audio.duration(path)
+    if seconds > longest:
+        raise ValueError(
+            f"{path} is {seconds:.0f} s long, expected at most {longest:.0f} s: cut it"
+        )
+    audio.decode(path)
+
+
+@contextmanager
+def _own_names(clips: Iterable[Clip]) -> Iterator[None]:
+    """Let messages call files as the user does, not by where they lie."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = str(error)
+        for clip in clips:
+            text = text.replace(str(clip.path), clip.name)
+        raise ValueError(text) from error
+
+
+def adapt_desk(desk: Desk, wish: Wish) -> dict:
+    """Adapt the model to the labelled clips, and say what to expect of it.
+
+    Raises
+    ------
+    ValueError
+        If a clip has no label, only some have a speaker, there are fewer than two classes, or the
+        clips cannot be learnt from; clips are called by the names that the user gave.
+    """
+    if not wish.clips:
+        raise ValueError("there are no clips yet: add some of at least two emotions")
+    gone = [label.key for label in wish.clips if label.key not in desk.clips]
+    if gone:
+        raise ValueError(f"{len(gone)} of the clips are not held any more: open the page anew")
+    clips = [desk.clips[label.key] for label in wish.clips]
+    missing = [clip.name for clip, label in zip(clips, wish.clips) if not label.emotion]
+    if missing:
+        raise ValueError(f"no emotion is chosen for {_listed(missing)}: choose one, or remove it")
+    counts = Counter(label.emotion for label in wish.clips)
+    if len(counts) < 2:
+        raise ValueError(
+            f"all {counts.total()} clips are {next(iter(counts))}: add clips of at least one other "
+            "emotion, for the model learns how they differ"
+        )
+    speakers = [label.speaker.strip() for label in wish.clips]
+    nameless = [clip.name for clip, speaker in zip(clips, speakers) if not speaker]
+    if any(speakers) and nameless:
+        raise ValueError(
+            f"some clips say who speaks, but not {_listed(nameless)}: name all speakers, or none"
+        )
+    notes = [
+        f"There {'is' if count == 1 else 'are'} only {count} of {emotion}: {FEW} or more of each "
+        "emotion make the model better and its interval surer."
+        for emotion, count in sorted(counts.items())
+        if count < FEW
+    ]
+    given = Clips(
+        tuple(clip.path for clip in clips),
+        tuple(label.emotion for label in wish.clips),
+        tuple(speakers) if any(speakers) else None,
+    )
+    name = wish.name.strip() or "clips labelled on the page"
+    with desk.lock, _own_names(clips):
+        desk.adapted = adapt(desk.model, given, name=name, tell=notes.append)
+        return _expectation(desk.adapted) | {"notes": notes}
+
+
+def _listed(names: list[str], most: int = 3) -> str:
+    """The first few of some names."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _expectation(file: ModelFile) -> dict:
+    """What to expect of an adapted model, in percent and in sentences."""
+    own = file.header.adaptation
+    return {
+        "name": own.name,
+        "uar": round(100 * own.uar),
+        "low": round(100 * own.low),
+        "high": round(100 * own.high),
+        "chance": round(100 / len(own.classes)),
+        "above_chance": own.low > 1 / len(own.classes),
+        "lines": model_card.expected_lines(file.header),
+        "notes": [],
+    }
+
+
+def hear_recording(desk: Desk, clip: Clip) -> dict:
+    """Recognise the emotion of a clip, and along time where it is long.
+
+    Returns
+    -------
+    dict
+        ``chances``, the probability of each class (the mean over windows), ``rows`` of the windows,
+        and ``plot``, an SVG of them, empty if there is one only.
+    """
+    seconds = audio.duration(clip.path)
+    windows = (WINDOW, HOP) if seconds > LONG else (None, None)
+    with desk.lock, _own_names([clip]):
+        table = prediction.predict(desk.adapted, [clip.path], *windows)
+    classes = list(table.columns[table.columns.get_loc("confidence") + 1 :])
+    chances = table[classes].mean()
+    rows = table[["start", "end", "emotion", *classes]].round(3)
+    return {
+        "name": clip.name,
+        "seconds": seconds,
+        "emotion": chances.idxmax(),
+        "chances": {name: round(float(chances[name]), 3) for name in classes},
+        "rows": rows.to_dict("records"),
+        "plot": plot(table, classes) if len(table) > 1 else "",
+    }
+
+
+def plot(table: pd.DataFrame, classes: list[str]) -> str:
+    """Draw the probabilities of windows along time, as SVG.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As ``metaser.prediction.predict`` gives it.
+    classes : list of str
+        Its columns that are drawn.
+    """
+    figure = Figure(figsize=(4.5, 3), layout="constrained")
+    axes = figure.subplots()
+    middle = (table["start"] + table["end"]) / 2
+    for name, marker in zip(classes, "os^Dv*Px<>"):
+        axes.plot(middle, 100 * table[name], marker=marker, label=name)
+    axes.set(xlabel="seconds", ylabel="probability in %", ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg")
+    return drawn.getvalue()
