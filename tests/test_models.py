@@ -19,6 +19,7 @@ from metaser.batch import Batch, Padded
 from metaser.cli import app
 from metaser.clips import Clips, labelled_folder
 from metaser.features import Features
+from metaser.frontends import egemaps
 from metaser.model_file import (
     Constants,
     constants_of,
@@ -196,6 +197,7 @@ def test_a_missing_extra_is_named(trained, tmp_path, monkeypatch):
     setup = read_header(trained).setup.model_dump() | {"frontend": {"name": "egemaps"}}
     path = _rewrite(trained, tmp_path / "extra.safetensors", setup=setup)
     monkeypatch.setitem(sys.modules, "opensmile", None)
+    egemaps._extractor.cache_clear()  # another test may have loaded it
     with pytest.raises(ModuleNotFoundError, match="metaser\\[opensmile\\]"):
         load(path).frontend()
 
