@@ -436,6 +436,11 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict:
         for emotion, count in sorted(counts.items())
         if count < FEW
     ]
+    if not any(speakers):
+        notes.append(
+            "Nobody is named: if several people speak, say who speaks in each clip, and the "
+            "interval will be found by leaving out people, as new clips do."
+        )
     given = Clips(
         tuple(clip.path for clip in clips),
         tuple(label.emotion for label in wish.clips),
@@ -474,10 +479,13 @@ def hear_recording(desk: Desk, clip: Clip) -> dict:
     Returns
     -------
     dict
-        ``chances``, the probability of each class (the mean over windows), ``rows`` of the windows,
-        and ``plot``, an SVG of them, empty if there is one only.
+        ``known``, whether the model was adapted to this very clip; ``chances``, the probability of
+        each class (the mean over windows); ``rows`` of the windows; ``plot``, an SVG of them, empty
+        if there is one only.
     """
-    seconds = audio.duration(clip.path)
+    samples, rate = audio.decode(clip.path)
+    seconds = len(samples) / rate
+    known = audio.digest(samples, rate) in desk.adapted.header.adaptation.contents
     windows = (WINDOW, HOP) if seconds > LONG else (None, None)
     with desk.lock, _own_names([clip]):
         table = prediction.predict(desk.adapted, [clip.path], *windows)
@@ -487,6 +495,7 @@ def hear_recording(desk: Desk, clip: Clip) -> dict:
     return {
         "name": clip.name,
         "seconds": seconds,
+        "known": known,
         "emotion": chances.idxmax(),
         "chances": {name: round(float(chances[name]), 3) for name in classes},
         "rows": rows.to_dict("records"),
