@@ -177,7 +177,7 @@ def test_from_clips_to_a_model_that_hears_new_ones(sheet, served, clips, tmp_pat
     said = sheet.locator("#result").inner_text()
     assert f"{100 * own.uar:.0f} in 100 right" in said
     assert f"95 % interval: {100 * own.low:.0f} to {100 * own.high:.0f} in 100" in said
-    assert "only 2 of angry" in said and "Nobody is named" not in said
+    assert "few clips of angry (2), sad (2)" in said and "Nobody is named" not in said
 
     with sheet.expect_download() as waiting:
         sheet.get_by_role("link", name="Download the adapted model").click()
