@@ -201,9 +201,10 @@ function count() {
     const emotion = item.querySelector(".emotion").value || "without an emotion";
     found[emotion] = (found[emotion] ?? 0) + 1;
   }
-  const said = Object.entries(found).map(([emotion, number]) => `${number} ${emotion}`);
-  find("counts").textContent = said.length
-    ? `${clips().length} clips: ${said.join(", ")}.`
+  const said = Object.entries(found).map(([emotion, times]) => `${times} ${emotion}`);
+  const number = clips().length;
+  find("counts").textContent = number
+    ? `${number} ${number === 1 ? "clip" : "clips"}: ${said.join(", ")}.`
     : "No clips yet.";
 }
 
@@ -343,6 +344,12 @@ for (const button of document.querySelectorAll(".record")) {
   button.addEventListener("click", () => button.classList.contains("recording") || record(button));
 }
 find("adapt")?.addEventListener("click", adaptModel);
+// The page is gone, and the labels with it: the program need not keep the clips.
+window.addEventListener("pagehide", () => {
+  for (const item of find("clips")?.children ?? []) {
+    fetch(`clips/${item.dataset.key}`, { method: "DELETE", keepalive: true });
+  }
+});
 window.addEventListener("beforeunload", (event) => {
   if (find("clips")?.children.length) event.preventDefault(); // labels would be lost
 });
