@@ -24,7 +24,8 @@ async function ask(path, options) {
   }
   if (answer.status === 204) return null;
   const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(said.error ?? `The program failed (${answer.status}); its window says why.`);
+  if (!answer.ok)
+    throw new Error(said.error ?? `The program failed (${answer.status}); its window says why.`);
   return said;
 }
 
@@ -74,7 +75,7 @@ function bounded(file, kind) {
   if (file.size <= limits[kind].bytes) return;
   throw new Error(
     `${file.name} has ${megabytes(file.size)} MB, expected at most ` +
-      `${megabytes(limits[kind].bytes)} MB: cut it, or save it as FLAC or MP3.`
+      `${megabytes(limits[kind].bytes)} MB: cut it, or save it as FLAC or MP3.`,
   );
 }
 
@@ -86,7 +87,10 @@ async function readable(file, kind) {
   try {
     wav = await asWav(file, file.name);
   } catch {
-    throw new Error(`${file.name} is not audio that this browser or MetaSER can read: save it as WAV, FLAC or MP3.`);
+    throw new Error(
+      `${file.name} is not audio that this browser or MetaSER can read: ` +
+        "save it as WAV, FLAC or MP3.",
+    );
   }
   bounded(wav, kind);
   return wav;
@@ -123,7 +127,10 @@ async function record(button) {
   } catch (error) {
     const errors = find(`${kind}-errors`);
     errors.replaceChildren();
-    complain(errors, `The microphone cannot be used (${error.message}): allow it for this page, or choose a file.`);
+    complain(
+      errors,
+      `The microphone cannot be used (${error.message}): allow it for this page, or choose a file.`,
+    );
     return;
   }
   const recorder = new MediaRecorder(stream);
@@ -146,7 +153,9 @@ async function record(button) {
   const clock = setInterval(tell, 1000);
   const full = setTimeout(() => recorder.stop(), (limits[kind].seconds - 1) * 1000);
   button.classList.add("recording");
-  button.addEventListener("click", () => recorder.state === "recording" && recorder.stop(), { once: true });
+  button.addEventListener("click", () => recorder.state === "recording" && recorder.stop(), {
+    once: true,
+  });
   tell();
   recorder.start();
 }
@@ -156,7 +165,9 @@ async function record(button) {
 async function addClip(file) {
   const { key, seconds, note } = await send("clips", file);
   const item = find("clip").content.firstElementChild.cloneNode(true);
-  const [emotion, speaker, remove] = [".emotion", ".speaker", ".remove"].map((s) => item.querySelector(s));
+  const [emotion, speaker, remove] = [".emotion", ".speaker", ".remove"].map((s) =>
+    item.querySelector(s),
+  );
   item.dataset.key = key;
   item.querySelector(".name").textContent = `${file.name} (${seconds.toFixed(1)} s)`;
   item.querySelector(".note").textContent = note;
@@ -168,15 +179,18 @@ async function addClip(file) {
   remove.setAttribute("aria-label", `Remove ${file.name}`);
   emotion.addEventListener("change", count);
   speaker.addEventListener("change", offerSpeakers);
+  for (const field of [emotion, speaker]) field.addEventListener("change", tellOutdated);
   remove.addEventListener("click", async () => {
     await ask(`clips/${key}`, { method: "DELETE" });
     const next = item.nextElementSibling ?? item.previousElementSibling;
     (next?.querySelector(".remove") ?? find("labelled")).focus();
     item.remove();
     count();
+    tellOutdated();
   });
   find("clips").append(item);
   count();
+  tellOutdated();
 }
 
 const clips = () => [...find("clips").children];
@@ -187,8 +201,17 @@ function count() {
     const emotion = item.querySelector(".emotion").value || "without an emotion";
     found[emotion] = (found[emotion] ?? 0) + 1;
   }
-  const said = Object.entries(found).map(([emotion, number]) => `${number} ${emotion}`);
-  find("counts").textContent = said.length ? `${clips().length} clips: ${said.join(", ")}.` : "No clips yet.";
+  const said = Object.entries(found).map(([emotion, times]) => `${times} ${emotion}`);
+  const number = clips().length;
+  find("counts").textContent = number
+    ? `${number} ${number === 1 ? "clip" : "clips"}: ${said.join(", ")}.`
+    : "No clips yet.";
+}
+
+function tellOutdated() {
+  if (find("result").hidden) return;
+  find("adapting").textContent =
+    "The clips have changed since: what stands below is from before. Press Adapt again.";
 }
 
 function offerSpeakers() {
@@ -222,7 +245,8 @@ async function adaptModel() {
 }
 
 function showResult(result) {
-  for (const place of document.querySelectorAll("[data-fill]")) place.textContent = result[place.dataset.fill];
+  for (const place of document.querySelectorAll("[data-fill]"))
+    place.textContent = result[place.dataset.fill];
   find("doubt").hidden = result.above_chance;
   find("notes").replaceChildren();
   find("lines").replaceChildren();
@@ -250,8 +274,12 @@ async function hearClip(file) {
   const along = heard.plot !== "";
   place(".name").textContent = `${file.name} (${heard.seconds.toFixed(1)} s)`;
   player(place("audio"), file);
-  place(".said").textContent = `${along ? "On the whole" : "It sounds"} ${heard.emotion} (${percent(heard.chances[heard.emotion])})`;
-  place("caption").textContent = along ? "Probability of each emotion, the mean over the pieces" : "Probability of each emotion";
+  const sure = percent(heard.chances[heard.emotion]);
+  place(".said").textContent = `${along ? "On the whole" : "It sounds"} ${heard.emotion} (${sure})`;
+  place(".known").hidden = !heard.known;
+  place("caption").textContent = along
+    ? "Probability of each emotion, the mean over the pieces"
+    : "Probability of each emotion";
   for (const [emotion, chance] of Object.entries(heard.chances)) {
     const row = place(".chances tbody").insertRow();
     const name = document.createElement("th");
@@ -310,11 +338,18 @@ for (const area of document.querySelectorAll(".drop")) {
   });
 }
 // A file that misses the area would otherwise be opened in place of the page.
-for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
+for (const kind of ["dragover", "drop"])
+  window.addEventListener(kind, (event) => event.preventDefault());
 for (const button of document.querySelectorAll(".record")) {
   button.addEventListener("click", () => button.classList.contains("recording") || record(button));
 }
 find("adapt")?.addEventListener("click", adaptModel);
+// The page is gone, and the labels with it: the program need not keep the clips.
+window.addEventListener("pagehide", () => {
+  for (const item of find("clips")?.children ?? []) {
+    fetch(`clips/${item.dataset.key}`, { method: "DELETE", keepalive: true });
+  }
+});
 window.addEventListener("beforeunload", (event) => {
   if (find("clips")?.children.length) event.preventDefault(); // labels would be lost
 });

@@ -430,12 +430,19 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict:
         raise ValueError(
             f"some clips say who speaks, but not {_listed(nameless)}: name all speakers, or none"
         )
-    notes = [
-        f"There {'is' if count == 1 else 'are'} only {count} of {emotion}: {FEW} or more of each "
-        "emotion make the model better and its interval surer."
-        for emotion, count in sorted(counts.items())
-        if count < FEW
-    ]
+    notes = []
+    if few := [
+        f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if counts[emotion] < FEW
+    ]:
+        notes.append(
+            f"There are few clips of {', '.join(few)}: {FEW} or more of each emotion make the "
+            "model better and its interval surer."
+        )
+    if not any(speakers):
+        notes.append(
+            "Nobody is named: if several people speak, say who speaks in each clip, and the "
+            "interval can be found by leaving out people."
+        )
     given = Clips(
         tuple(clip.path for clip in clips),
         tuple(label.emotion for label in wish.clips),
@@ -474,10 +481,13 @@ def hear_recording(desk: Desk, clip: Clip) -> dict:
     Returns
     -------
     dict
-        ``chances``, the probability of each class (the mean over windows), ``rows`` of the windows,
-        and ``plot``, an SVG of them, empty if there is one only.
+        ``known``, whether the model was adapted to this very clip; ``chances``, the probability of
+        each class (the mean over windows); ``rows`` of the windows; ``plot``, an SVG of them, empty
+        if there is one only.
     """
-    seconds = audio.duration(clip.path)
+    samples, rate = audio.decode(clip.path)
+    seconds = len(samples) / rate
+    known = audio.digest(samples, rate) in desk.adapted.header.adaptation.contents
     windows = (WINDOW, HOP) if seconds > LONG else (None, None)
     with desk.lock, _own_names([clip]):
         table = prediction.predict(desk.adapted, [clip.path], *windows)
@@ -487,6 +497,7 @@ def hear_recording(desk: Desk, clip: Clip) -> dict:
     return {
         "name": clip.name,
         "seconds": seconds,
+        "known": known,
         "emotion": chances.idxmax(),
         "chances": {name: round(float(chances[name]), 3) for name in classes},
         "rows": rows.to_dict("records"),
@@ -495,7 +506,7 @@ def hear_recording(desk: Desk, clip: Clip) -> dict:
 
 
 def plot(table: pd.DataFrame, classes: list[str]) -> str:
-    """Draw the probabilities of windows along time, as SVG.
+    """Draw the probabilities of windows along time, as SVG, a panel for each class.
 
     Parameters
     ----------
@@ -504,14 +515,17 @@ def plot(table: pd.DataFrame, classes: list[str]) -> str:
     classes : list of str
         Its columns that are drawn.
     """
-    figure = Figure(figsize=(4.5, 3), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(4.5, 0.4 + 0.8 * len(classes)), layout="constrained")
     middle = (table["start"] + table["end"]) / 2
-    for name, marker in zip(classes, "os^Dv*Px<>"):
-        axes.plot(middle, 100 * table[name], marker=marker, label=name)
-    axes.set(xlabel="seconds", ylabel="probability in %", ylim=(0, 100))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    panels = figure.subplots(len(classes), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for name, axes in zip(classes, panels):
+        axes.fill_between(middle, 100 * table[name], alpha=0.4)
+        axes.plot(middle, 100 * table[name], linewidth=1)
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.set(ylim=(0, 100), yticks=(0, 50, 100), xlim=(0, table["end"].max()))
+        axes.grid(alpha=0.3)
+    figure.suptitle("probability in %", fontsize="medium")
+    panels[-1].set_xlabel("seconds")
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg")
     return drawn.getvalue()
