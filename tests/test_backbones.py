@@ -46,6 +46,7 @@ TINY = {
     "multiscale_cnn_paper": {"kernels": (1, 5), "filters": 2},
     "resnet18": {"widths": (2, 3)},
     "resnet18_paper": {"widths": (3, 2), "blocks": 1},
+    "resnet18_tiny": {"widths": (2, 3), "stride": 2},
     "segment_sequence": _SEGMENTS,
     "segment_sequence_paper": _SEGMENTS,
 }
@@ -69,6 +70,7 @@ SMALL = {
     "replknet_tiny": {"stride": 2},
     "resnet18": {"widths": (8, 16)},
     "resnet18_paper": {"widths": (8, 16), "blocks": 1},
+    "resnet18_tiny": {"widths": (8, 16), "stride": 2},
     "segment_sequence": _PARTS,
     "segment_sequence_paper": {**_PARTS, "pool": 4},
 }

@@ -67,6 +67,7 @@ BACKBONES = {
     "replknet_tiny": partial(RepLKNet, widths=(8, 16), kernels=((15, 5), (7, 5))),
     "resnet18": ResNet18,
     "resnet18_paper": partial(ResNet18, widths=(64, 128, 256, 512), blocks=2),
+    "resnet18_tiny": partial(ResNet18, widths=(4, 8, 16, 32), stride=4),
     "segment_sequence": partial(
         SegmentSequence, backbone=partial(MultiscaleCNN, kernels=(3, 5), filters=16)
     ),

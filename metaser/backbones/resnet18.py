@@ -14,10 +14,10 @@ class ResNet18(nn.Module):
     """Pairs of small convolutions, each added to what came in; stages halve frames and bands.
 
     The network sees the frames as a picture of one colour, frames x channels. The first convolution
-    is 3 x 3 and keeps the size, as does the first stage; every later stage halves both sides. The
-    mean over what is left of frames and bands is the embedding. Unlike the paper, BatchNorm, whose
-    statistics would leak from one episode into the next, gives way to ``ClipNorm``, GroupNorm of
-    one group without padding.
+    is 3 x 3 and keeps the size, unless ``stride`` is above 1, as does the first stage; every later
+    stage halves both sides. The mean over what is left of frames and bands is the embedding. Unlike
+    the paper, BatchNorm, whose statistics would leak from one episode into the next, gives way to
+    ``ClipNorm``, GroupNorm of one group without padding.
 
     The widths of the paper are (64, 128, 256, 512), two blocks a stage: 18 layers with the head.
 
@@ -30,11 +30,13 @@ class ResNet18(nn.Module):
         Channels of the maps, one entry a stage.
     blocks : int
         Pairs of convolutions in each stage, at least 1.
+    stride : int
+        Step of the first convolution along both sides, at least 1; the paper's is 1.
 
     Raises
     ------
     ValueError
-        If there is no stage or no block.
+        If there is no stage or no block, or the stride is below 1.
 
     References
     ----------
@@ -43,11 +45,17 @@ class ResNet18(nn.Module):
     Considering Nonverbal Vocalization in Affective Conversations", IEEE/ACM TASLP 29, 2021.
     """
 
-    def __init__(self, channels: int, widths: Sequence[int] = (8, 16, 32, 64), blocks: int = 1):
-        check_at_least(1, widths=len(widths), blocks=blocks)
+    def __init__(
+        self,
+        channels: int,
+        widths: Sequence[int] = (8, 16, 32, 64),
+        blocks: int = 1,
+        stride: int = 1,
+    ):
+        check_at_least(1, widths=len(widths), blocks=blocks, stride=stride)
         super().__init__()
         self.channels = {"audio": channels}
-        self.stem = Convolution(1, widths[0], 3)
+        self.stem = Convolution(1, widths[0], 3, stride)
         self.blocks = nn.ModuleList()
         before = widths[0]
         for stage, width in enumerate(widths):
