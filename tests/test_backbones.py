@@ -85,6 +85,7 @@ def _make(name: str, kind=torch.float64) -> nn.Module:
 
 
 def _usual(name: str) -> nn.Module:
+    torch.manual_seed(1)
     return BACKBONES[name](CHANNELS, **(TINY[name] if name in HUGE else {}))
 
 
