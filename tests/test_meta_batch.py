@@ -280,6 +280,37 @@ def test_the_choice_is_said_and_tasks_in_turn_stand_in(caplog, kind, words):
             MetaBatch(method, "stacked").backward(episodes)
 
 
+def test_large_tasks_run_in_turn(caplog, monkeypatch):
+    monkeypatch.setattr(meta_batch, "LARGE", 1)
+    with caplog.at_level(logging.INFO, "metaser"):
+        _assert_same(_method(), "auto", EPISODES)
+    assert "operations as large as these are faster alone" in caplog.text
+
+
+def test_convolutions_over_time_find_the_layout_that_they_would_copy_to():
+    seen = []
+
+    class Listening(nn.Module):
+        dim, channels = 4, {"audio": CHANNELS}
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv1d(CHANNELS, self.dim, 3)
+
+        def forward(self, audio: Padded) -> torch.Tensor:
+            seen.append((audio.values.shape[-1], audio.values.transpose(1, 2).is_contiguous()))
+            return self.layer(audio.values.transpose(1, 2)).mean(dim=-1)
+
+    method = MAML(Model(Listening(), CLASSES), second_order=True).double()
+    engine = MetaBatch(method, "loop")
+    plain = method.loss(EPISODES[0]).item()
+    engine.plan(EPISODES[0])
+    assert (CHANNELS, False) in seen
+    seen.clear()
+    assert engine.backward(EPISODES[:1]) == pytest.approx([plain], rel=1e-12)
+    assert set(seen) == {(CHANNELS, True)}
+
+
 def test_stacking_is_said(caplog):
     with caplog.at_level(logging.INFO, "metaser"):
         MetaBatch(_method()).backward(EPISODES)

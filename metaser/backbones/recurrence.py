@@ -153,6 +153,7 @@ class _LSTM(Function):
         gates = inputs.new_empty(tasks, frames, clips, 4 * hidden)
         states, cells = inputs.new_empty(2, tasks, frames + 1, clips, hidden).unbind()
         state, cell = states[:, 0].zero_(), cells[:, 0].zero_()
+        minus_two = inputs.new_tensor(-2.0)  # a number would be turned into a tensor each time
         for block in _blocks(gates):
             gate = gates[:, block]
             gate.flatten(1, 2).copy_(bias.unsqueeze(1)).baddbmm_(
@@ -165,7 +166,7 @@ class _LSTM(Function):
                 a.baddbmm_(state, weight_state.mT).sigmoid_()
                 torch.addcmul(i, i, g, value=-2, out=next_cell).addcmul_(f, cell)
                 state, cell = next_state, next_cell
-                torch.mul(cell, -2, out=state).sigmoid_()
+                torch.mul(cell, minus_two, out=state).sigmoid_()
                 torch.addcmul(o, o, state, value=-2, out=state)
         return states, gates, cells
 
@@ -370,8 +371,7 @@ def _spread(factors: Tensor, grad_cells: Tensor, grad_states: Tensor) -> Tensor:
 
 def _times_slope(values: Tensor, gates: Tensor) -> Tensor:
     """Values times the slope of the sigmoid where it has the value ``gates``."""
-    product = values * gates
-    return product.addcmul_(product, gates, value=-1)
+    return torch.ops.aten.sigmoid_backward(values, gates)
 
 
 def _frames(*sequences: Tensor) -> Iterator[tuple[Tensor, ...]]:

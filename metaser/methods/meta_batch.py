@@ -9,13 +9,17 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from metaser.batch import Batch, EpisodeBatch, stack
+from metaser.batch import Batch, EpisodeBatch, Padded, stack
 from metaser.memory import PeakMemory, available_memory
 
 MODES = ("auto", "stacked", "loop")
 MEGABYTE = 2**20
 SPARE = 128 * MEGABYTE
 """A chunk of tasks may need this much more than one and a half times what one task needs."""
+
+LARGE, LARGE_CONVOLUTION = 64 * MEGABYTE, 16 * MEGABYTE
+"""A task that needs more than this has operations that fill a processor by themselves: stacked,
+they no longer fit its cache, and take longer."""
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +38,8 @@ class MetaBatch:
         Has ``loss(episode)``; its attribute ``stackable`` tells whether that takes stacks too.
     mode : {"auto", "stacked", "loop"}
         Stack the tasks, or take them in turn. "auto" stacks unless the model has a layer that is
-        faster alone (convolutions in two dimensions; recurrent layers in first order) or that
-        cannot be stacked.
+        faster alone (convolutions in two dimensions; recurrent layers in first order; on a
+        processor, whatever is large) or that cannot be stacked.
     compile : bool
         Compile the stacked loss by ``torch.compile``: a minute or more at the first call for each
         size of episode. Whether it pays afterwards depends on the model and the machine.
@@ -84,6 +88,8 @@ class MetaBatch:
 
     def _run(self, episodes: list[EpisodeBatch], total: int) -> list[float]:
         """Run episodes of one size at once, each with weight 1 / ``total``."""
+        if self._has_convolutions():
+            episodes = [episode.map(_channels_apart) for episode in episodes]
         if len(episodes) == 1:
             losses = self.method.loss(episodes[0]).unsqueeze(0)
         else:
@@ -102,7 +108,7 @@ class MetaBatch:
         if size not in self._plans:
             needed, free = memory_of_task(self.method, _padded(episode)), available_memory()
             _refuse_beyond(free, needed, size)
-            obstacle = self._obstacle(episode)
+            obstacle = self._obstacle(episode, needed)
             if obstacle and self.mode == "stacked":
                 raise ValueError(
                     f"mode = 'stacked' is impossible: {obstacle}; use 'auto' or 'loop'"
@@ -118,7 +124,13 @@ class MetaBatch:
             self._plans[size] = chunk, chunk * needed
         return self._plans[size]
 
-    def _obstacle(self, episode: EpisodeBatch) -> str:
+    def _has_convolutions(self) -> bool:
+        return any(isinstance(module, nn.Conv1d) for module in self.method.modules())
+
+    def _on_accelerator(self) -> bool:
+        return any(value.device.type != "cpu" for value in self.method.parameters())
+
+    def _obstacle(self, episode: EpisodeBatch, needed: int) -> str:
         """Why tasks are not stacked; empty if they are."""
         if self.mode == "loop":
             return "as asked"
@@ -132,6 +144,9 @@ class MetaBatch:
         first_order = not getattr(self.method, "second_order", False)
         if self.mode == "auto" and first_order and any(isinstance(m, nn.RNNBase) for m in layers):
             return "recurrent layers are faster alone in first order"
+        large = LARGE_CONVOLUTION if self._has_convolutions() else LARGE
+        if self.mode == "auto" and needed > large and not self._on_accelerator():
+            return "operations as large as these are faster alone"
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 self.method.loss(stack([episode, episode]))
@@ -173,6 +188,18 @@ def _size(episode: EpisodeBatch) -> tuple[int, ...]:
     frames = max(p.mask.shape[-1] for side in sides for p in side.modalities.values())
     others = 0 if episode.other is None else len(episode.other)
     return len(episode.support), len(episode.query), 1 << (frames - 1).bit_length(), others
+
+
+def _channels_apart(batch: Batch) -> Batch:
+    """The same values, laid out in memory as convolutions over time want them.
+
+    They would otherwise copy the clips in every inner step.
+    """
+    modalities = {
+        name: Padded(padded.values.mT.contiguous().mT, padded.mask)
+        for name, padded in batch.modalities.items()
+    }
+    return replace(batch, modalities=modalities)
 
 
 def _padded(episode: EpisodeBatch) -> EpisodeBatch:
