@@ -22,11 +22,13 @@ import torch
 from filelock import FileLock, Timeout
 from joblib import Parallel, cpu_count, delayed
 from rich.console import Console
+from torch import nn
 
 from metaser import __version__, metrics
 from metaser.audio import content_hash
 from metaser.backbones import BACKBONES, make_backbone
 from metaser.cluster import workplace
+from metaser.devices import CPU, device_of, find_device
 from metaser.distributed import from_first, is_shared, process_group, rank
 from metaser.domains import count_domains, number_domains
 from metaser.episodes import (
@@ -125,6 +127,7 @@ def run(
     jobs: int = 1,
     cache: Path | None = None,
     scheduler: str = "",
+    device: str = "cpu",
     command: str = "",
     console: Console | None = None,
 ) -> Path:
@@ -155,6 +158,9 @@ def run(
         features are extracted here, by ``jobs`` processes, and rows come back and are written
         here when their training is done. No checkpoints are kept there: a training whose worker
         is lost begins anew on another.
+    device : str
+        Where methods are trained and adapt: "cpu", "cuda", "cuda:1". Under ``torchrun`` "cuda" is
+        a GPU for each process. Features are extracted on the processor.
     command : str
         The command line, kept for the report.
     console : rich.console.Console, optional
@@ -164,16 +170,17 @@ def run(
     ------
     ValueError
         If the folder holds another protocol, another run is writing to it, a task cannot give
-        the episodes, or ``scheduler`` is no address of a cluster.
+        the episodes, ``scheduler`` is no address of a cluster, or ``device`` is not there.
     ConnectionError
         If the cluster does not answer, has no worker, or is lost.
     """
     console = console or Console(stderr=True)
+    device = find_device(device)
     protocol = settle(protocol)
     out.mkdir(parents=True, exist_ok=True)
     with process_group():
         if rank() > 0:
-            _follow(protocol, out, data, task_folders, cache)
+            _follow(protocol, out, data, task_folders, cache, device)
             return out / "rows.jsonl"
         if is_shared() and (jobs > 1 or scheduler):
             raise ValueError(
@@ -189,6 +196,7 @@ def run(
             jobs,
             cache,
             scheduler,
+            device,
             command,
             console,
         )
@@ -206,7 +214,18 @@ def _lead(protocol, out, *arguments) -> Path:
 
 
 def _run(
-    protocol, out, data, task_folders, targets, methods, jobs, cache, scheduler, command, console
+    protocol,
+    out,
+    data,
+    task_folders,
+    targets,
+    methods,
+    jobs,
+    cache,
+    scheduler,
+    device,
+    command,
+    console,
 ) -> Path:
     tasks, absent = present_tasks(protocol, data, task_folders)
     _check_modalities(protocol, tasks)
@@ -241,7 +260,7 @@ def _run(
                 continue
             materials = gather(setup, own, tasks, cache, jobs, console)
             threads = 1 if scheduler else _threads(materials, jobs)
-            arguments = (share(materials), frozenset(done), threads)
+            arguments = (share(materials), frozenset(done), threads, device)
             if not scheduler:
                 arguments += (out, os.getpid())
             work = Parallel(return_as="generator_unordered", **place)(
@@ -265,7 +284,7 @@ def _run(
     return rows
 
 
-def _follow(protocol: Protocol, out: Path, data, task_folders, cache) -> None:
+def _follow(protocol: Protocol, out: Path, data, task_folders, cache, device) -> None:
     """Share the trainings of the first process; scoring and writing are its own."""
     plan = from_first(None)
     tasks, _ = present_tasks(protocol, data, task_folders)
@@ -279,6 +298,7 @@ def _follow(protocol: Protocol, out: Path, data, task_folders, cache) -> None:
         for job in own:
             method = build_method(job.methods[0], setup, protocol, materials, job)
             if _is_trained(method):
+                method.to(device)
                 train_job(method, protocol, setup, job, materials, out / "checkpoints")
 
 
@@ -758,6 +778,7 @@ def run_job(
     materials: dict[str, Material],
     done: frozenset,
     threads: int,
+    device: torch.device = CPU,
     out: Path | None = None,
     owner: int | None = None,
 ) -> tuple[Job, float, list[dict]]:
@@ -774,7 +795,8 @@ def run_job(
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            for row in _rows(protocol, job, materials, done, out and out / "checkpoints"):
+            checkpoints = out and out / "checkpoints"
+            for row in _rows(protocol, job, materials, done, checkpoints, device):
                 if out is not None:
                     if owner not in (os.getpid(), os.getppid()):
                         raise RuntimeError(f"the run that writes to {out} is gone")
@@ -785,19 +807,22 @@ def run_job(
     return job, time.perf_counter() - started, rows
 
 
-def _rows(protocol: Protocol, job: Job, materials, done, checkpoints) -> Iterator[dict]:
+def _rows(protocol, job: Job, materials, done, checkpoints, device) -> Iterator[dict]:
     """Train once, and yield the row of every cell that is missing."""
     setup = protocol.setups[job.setup]
     state, trained = None, {"seconds": 0.0, "skipped": 0}
     for label in job.methods:
         method = build_method(label, setup, protocol, materials, job)
+        if isinstance(method, nn.Module):
+            method.to(device)
         if state is not None:
             method.load_state_dict(state)
         elif _is_trained(method):
             trained = train_job(method, protocol, setup, job, materials, checkpoints)
             state = method.state_dict()
         if getattr(method, "use_sources", False):
-            method.fit([_all_clips(materials[name], protocol.classes) for name in job.sources])
+            heard = [_all_clips(materials[name], protocol.classes) for name in job.sources]
+            method.fit([batch.to(device_of(method)) for batch in heard])
         for key in job_cells(protocol, replace(job, methods=(label,))):
             if key in done:
                 continue
@@ -1027,9 +1052,9 @@ def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: M
     uar, macro_f1, seconds = [], [], []
     confusion = np.zeros((len(protocol.classes),) * 2, int)
     for episode in episodes:
-        batch = tensors(episode, material.plain)
+        batch = tensors(episode, material.plain).to(device_of(method))
         started = time.perf_counter()
-        scores = method.adapt(batch.support)(batch.query.modalities)
+        scores = method.adapt(batch.support)(batch.query.modalities).cpu()
         seconds.append(time.perf_counter() - started)
         if torch.isnan(scores).any():
             raise FloatingPointError(
@@ -1067,6 +1092,7 @@ def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: M
         "classes": list(protocol.classes),
         "role": "target" if target in protocol.targets else "held_out_source",
         "adapt_seconds": round(float(np.mean(seconds)), 5),
+        "device": device_of(method).type,
         "metaser": __version__,
         "torch": torch.__version__,
         "created": _now(),

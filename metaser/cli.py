@@ -289,6 +289,9 @@ def benchmark(
             help="Cluster that takes the trainings: tcp://HOST:PORT (Dask), ray://HOST:PORT (Ray).",
         ),
     ] = "",
+    device: Annotated[
+        str, typer.Option(help="Where to train and adapt: cpu, cuda, cuda:1, ….")
+    ] = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell how much there is to do.")
     ] = False,
@@ -317,6 +320,7 @@ def benchmark(
                 jobs=jobs,
                 cache=cache,
                 scheduler=scheduler,
+                device=device,
                 command=_command_line(),
                 **arguments,
             )

@@ -12,12 +12,14 @@ from torch import Tensor, distributed
 def process_group() -> Iterator[None]:
     """Join the other processes of ``torchrun`` for the length of a ``with`` block.
 
-    They talk by gloo, because tensors are on the CPU.
+    They talk by gloo about tensors on the processor, by NCCL about those on GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("gloo")
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if distributed.is_nccl_available() else "gloo"
+    )
     try:
         yield
     finally:

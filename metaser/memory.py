@@ -53,8 +53,10 @@ class PeakMemory(TorchDispatchMode):
         self.now -= self._sizes.pop(key)
 
 
-def available_memory() -> int:
-    """Bytes that this process can still take, by the machine and by the container's limit."""
+def available_memory(device: torch.device) -> int:
+    """Bytes that this process can still take: of a GPU, or by the machine and the container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
     for limit, used in CGROUP_FILES:
         if Path(limit).is_file() and (stated := Path(limit).read_text().strip()) != "max":

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from metaser import __version__
 from metaser.augmentation import spec_augment
 from metaser.batch import Batch, EpisodeBatch
+from metaser.devices import device_of
 from metaser.distributed import rank, share, sum_over_processes
 from metaser.episodes import TaskSampler, tensors
 from metaser.features import Features
@@ -151,7 +152,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         state, best = _load(checkpoint, method, optimiser, facts)
     elif training.updates:
-        example = sources[0].draw(0)
+        example = sources[0].draw(0).to(device_of(method))
         diagnose(method, replace(example, other=example.query))
     engine = MetaBatch(method, training.engine, training.compile)
     recent, started = [], time.perf_counter()
@@ -201,7 +202,7 @@ def validation_loss(
     for place in share(range(len(places))):
         source, index = places[place]
         with torch.no_grad():
-            losses[place] = measure(source.draw(index))
+            losses[place] = measure(source.draw(index).to(device_of(method)))
     sum_over_processes([losses])
     for (source, index), loss in zip(places, losses.tolist()):
         if not math.isfinite(loss) and not (skip and losses.isfinite().any()):
@@ -256,6 +257,7 @@ def _update(
         )
         for place in own
     ]
+    drawn = [episode.to(device_of(method)) for episode in drawn]
     losses[list(own)] = torch.tensor(engine.backward(drawn, len(chosen)), dtype=torch.float64)
     sum_over_processes([losses])
     sum_over_processes([value.grad for value in trainable])
@@ -387,7 +389,7 @@ def _save(path: Path, method, optimiser, best: dict, state: dict, facts: dict) -
 
 def _load(path: Path, method, optimiser, facts: dict) -> tuple[dict, dict]:
     try:
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, map_location=device_of(method), weights_only=True)
         theirs = saved["facts"]
     except (RuntimeError, EOFError, KeyError, TypeError, OSError, UnpicklingError) as error:
         raise ValueError(

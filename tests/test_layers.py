@@ -20,6 +20,7 @@ LAYERS = {
     "stats": 0,
     "losses": 0,
     "memory": 0,
+    "devices": 0,
     "distributed": 0,
     "cluster": 0,
     "recording": 0,

@@ -233,7 +233,7 @@ def test_peak_memory_counts_what_is_alive_at_once():
 
 
 def test_a_task_beyond_the_memory_is_refused_before_it_runs(monkeypatch):
-    monkeypatch.setattr(meta_batch, "available_memory", lambda: 1000)
+    monkeypatch.setattr(meta_batch, "available_memory", lambda device: 1000)
     method = _method()
     with pytest.raises(MemoryError, match="6 support and 8 query clips.*checkpoint_steps"):
         MetaBatch(method).backward(EPISODES)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metaser.batch import Batch, EpisodeBatch, Padded, stack
+from metaser.devices import CPU, device_of
 from metaser.memory import PeakMemory, available_memory
 
 MODES = ("auto", "stacked", "loop")
@@ -106,7 +107,8 @@ class MetaBatch:
         """How many tasks of this size run at once, and the bytes that they need together."""
         size = _size(episode)
         if size not in self._plans:
-            needed, free = memory_of_task(self.method, _padded(episode)), available_memory()
+            needed = memory_of_task(self.method, _padded(episode))
+            free = available_memory(device_of(self.method))
             _refuse_beyond(free, needed, size)
             obstacle = self._obstacle(episode, needed)
             if obstacle and self.mode == "stacked":
@@ -127,9 +129,6 @@ class MetaBatch:
     def _has_convolutions(self) -> bool:
         return any(isinstance(module, nn.Conv1d) for module in self.method.modules())
 
-    def _on_accelerator(self) -> bool:
-        return any(value.device.type != "cpu" for value in self.method.parameters())
-
     def _obstacle(self, episode: EpisodeBatch, needed: int) -> str:
         """Why tasks are not stacked; empty if they are."""
         if self.mode == "loop":
@@ -145,7 +144,7 @@ class MetaBatch:
         if self.mode == "auto" and first_order and any(isinstance(m, nn.RNNBase) for m in layers):
             return "recurrent layers are faster alone in first order"
         large = LARGE_CONVOLUTION if self._has_convolutions() else LARGE
-        if self.mode == "auto" and needed > large and not self._on_accelerator():
+        if self.mode == "auto" and needed > large and device_of(self.method) == CPU:
             return "operations as large as these are faster alone"
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
