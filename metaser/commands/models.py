@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors, quick_imports
 
 Model = Annotated[Path, typer.Argument(help="Model file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Another seed gives other draws.")]
@@ -87,10 +87,11 @@ def adapt(
         if (folder is None) == (task is None):
             raise ValueError("expected either a folder of labelled clips or --task, one of the two")
         mapping = dict(map(_pair, label or ()))
-        from metaser import adaptation
-        from metaser.clips import Clips, labelled_folder
-        from metaser.model_card import expected_lines, warnings
-        from metaser.model_file import load, save
+        with quick_imports():
+            from metaser import adaptation
+            from metaser.clips import Clips, labelled_folder
+            from metaser.model_card import expected_lines, warnings
+            from metaser.model_file import load, save
 
         file = load(model)
         facts = {}
@@ -138,9 +139,10 @@ def predict(
 ) -> None:
     """Recognise the emotion of clips, with probabilities, or of each window of long recordings."""
     with plain_errors():
-        from metaser import prediction
-        from metaser.model_card import warnings
-        from metaser.model_file import load
+        with quick_imports():
+            from metaser import prediction
+            from metaser.model_card import warnings
+            from metaser.model_file import load
 
         file = load(model)
         _tell_versions(file.header)

@@ -1,5 +1,6 @@
-"""Options and error messages that commands share."""
+"""Options, error messages and a quick start that commands share."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,3 +37,18 @@ def plain_errors(code: int = 2, hint: str = "") -> Iterator[None]:
     except (ValueError, ArithmeticError, ImportError, OSError) as error:
         typer.echo(f"metaser: {error} {hint}".rstrip(), err=True)
         raise typer.Exit(code) from error
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import packages without looking for garbage meanwhile, nor among what they hold later.
+
+    PyTorch and pandas come with a million small objects, none of them garbage: to go through these
+    again and again, and once more at the end, takes a sixth of the time of a short command.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
