@@ -217,15 +217,24 @@ def select(
             )
         if out is not None and out.exists():
             raise FileExistsError(f"{out} is there already; name a file that is not")
-        folder, files = _unlabelled(audio, task, data, folders or ())
-        who = _speakers_of(files, speaker) if speaker else None
+        folder, files, known = _clips(audio, task, data, folders or ())
         if count > len(files):
             raise ValueError(f"there are {len(files)} clips without a label, fewer than {count}")
+        everything = [*files, *known]
+        who = _speakers_of(everything, speaker) if speaker else None
         import numpy as np
 
-        values = labelling.standardise(labelling.hear([folder / file for file in files], jobs))
+        heard = labelling.hear([folder / file for file in everything], jobs)
         choose = labelling.STRATEGIES[strategy]
-        chosen = choose(values, count, np.random.default_rng(seed), who)
+        labelled = range(len(files), len(everything))
+        rng = np.random.default_rng(seed)
+        chosen = choose(labelling.standardise(heard), count, rng, who, labelled)
+        if known:
+            typer.echo(
+                f"{len(known)} clips of {task} have a label and count as chosen: the others go on "
+                "from them",
+                err=True,
+            )
         if out is None:
             typer.echo("\n".join(files[i] for i in chosen))
         else:
@@ -233,22 +242,23 @@ def select(
             typer.echo(f"{out}: {count} of {len(files)} clips below {folder}; fill in the emotion")
 
 
-def _unlabelled(audio: Path | None, task: str | None, data, folders) -> tuple[Path, list[str]]:
+def _clips(audio: Path | None, task: str | None, data, folders) -> tuple[Path, list, list]:
+    """The folder, its clips without a label, and those that a task labels."""
     from metaser.new_task import find_audio
     from metaser.tasks import read_task
 
     if audio is not None:
-        return audio, find_audio(audio)
+        return audio, find_audio(audio), []
     found = read_task(task, data, folders)
     if found.table is None:
         raise FileNotFoundError(
             f"the audio of {found.name} is not present: name the folder above it by --data"
         )
-    labelled = set(found.table["file"])
+    labelled = {*found.table["file"], *found.dropped}
     files = [file for file in find_audio(found.audio) if file not in labelled]
     if not files:
         raise ValueError(f"every clip of {found.name} has a label already; nothing to choose")
-    return found.audio, files
+    return found.audio, files, list(found.table["file"])
 
 
 def _speakers_of(files: list[str], wanted: str) -> list[str]:
