@@ -151,7 +151,7 @@ def test_wrong_wishes(clips, arguments, words):
 
 @pytest.fixture
 def labelled_task(clips, tmp_path):
-    """A task of which four clips have a label, and one of these is dropped; options that name it."""
+    """Options that name a task: five of eight clips have a label, one of them a dropped one."""
     table = tmp_path / "t.csv"
     rows = ["a_0.wav,angry", "b_0.wav,bored", "b_2.wav,sad", "a_2.wav,angry", "b_3.wav,sad"]
     table.write_text("\n".join(["file,emotion", *rows]))
