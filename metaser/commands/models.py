@@ -190,11 +190,19 @@ def export(
     model: Model,
     card: Annotated[Path | None, typer.Option(help="Model card to write (Markdown).")] = None,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.")] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Frames that the ONNX file takes; any number if not given. LEAF needs it."
+        ),
+    ] = None,
 ) -> None:
     """Write a model card, or the model as ONNX."""
     with plain_errors():
         if card is None and onnx is None:
             raise ValueError("expected --card card.md, --onnx model.onnx, or both")
+        if frames is not None and onnx is None:
+            raise ValueError(f"--frames {frames} is of the ONNX file: say --onnx model.onnx, too")
         from metaser import model_card
         from metaser.model_file import load
 
@@ -203,7 +211,8 @@ def export(
         if onnx is not None:
             from metaser import export as network
 
-            difference = network.to_onnx(file.predictor.model, onnx)
+            onnx.parent.mkdir(parents=True, exist_ok=True)
+            difference = network.to_onnx(file.predictor.model, onnx, frames)
             typer.echo(f"{onnx}: scores differ by at most {difference:.1e}")
         if card is not None:
             model_card.write_card(card, model_card.card(file, model.stem, difference))
