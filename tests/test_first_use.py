@@ -1,10 +1,11 @@
 """What a new user does, in processes of their own: train, be interrupted, then three commands."""
 
 import gc
+import resource
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,9 @@ from metaser import adaptation
 from metaser import training as library
 from metaser.cli import app
 from metaser.commands.options import quick_imports
+from metaser.episodes import TaskSampler
 from metaser.features import Features
+from metaser.model_curve import adapted_model
 from metaser.model_file import load, read_header
 from metaser.synthetic import generate
 
@@ -58,7 +61,7 @@ from metaser.cli import app
 app(prog_name="metaser")
 """
 MOST_SECONDS = 60
-"""For the three commands, on two cores."""
+"""Of a processor, for the three commands."""
 
 
 def start(*arguments, **options) -> subprocess.Popen:
@@ -133,20 +136,26 @@ def test_from_forty_clips_to_predictions_by_three_commands(trained, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         path.rename(folder / path.name)
     new = generate(tmp_path / "new", ["ur"], speakers=2, sentences=1, seed=1) / "audio"
-    begun = time.monotonic()
+    before = _cpu_seconds()
     known = ("--language", "ur", "--licence", "CC0", "--consent", "nobody spoke", "--yes")
     fields = ("--emotion", "folder2", "--speaker", "folder1")
     run("tasks", "new", "mine", "--audio", clips, *fields, *known, cwd=tmp_path)
     place = ("--task", "ur_mine", "--tasks", "my_tasks", "--data", "data")
     said = run("adapt", trained, *place, "--out", "mine.safetensors", cwd=tmp_path)
     run("predict", "mine.safetensors", new, "--csv", "told.csv", cwd=tmp_path)
-    seconds = time.monotonic() - begun
+    seconds = _cpu_seconds() - before  # whatever else the machine does meanwhile
     assert "UAR to expect on new clips of other speakers" in said
     own = read_header(tmp_path / "mine.safetensors").adaptation
     assert (own.name, own.clips, own.shots, own.speakers) == ("ur_mine", 40, 10, 5)
     told = pd.read_csv(tmp_path / "told.csv")
     assert len(told) == 8 and set(told["emotion"]) <= set(own.classes)
     assert seconds < MOST_SECONDS
+
+
+def _cpu_seconds() -> float:
+    """What processes that were waited for have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_vectors_are_learnt_from_by_one_thread_and_frames_by_all(trained, monkeypatch):
@@ -180,3 +189,80 @@ def test_garbage_is_looked_for_again_after_imports_that_fail():
         assert not gc.isenabled()
         import no_such_module  # noqa: F401
     assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("train",),
+        ("adapt", "MODEL", "clips"),
+        ("predict", "MODEL", "clips", "--csv"),
+        ("export", "MODEL", "--card"),
+        ("export", "MODEL", "--onnx"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_any_work(command, tmp_path):
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"not looked at")
+    said = [str(model) if part == "MODEL" else part for part in command]
+    said += [] if said[-1].startswith("--") else ["--out"]
+
+    def refused(out) -> str:
+        done = CliRunner().invoke(app, [*said, str(out)])
+        assert done.exit_code == 2
+        return done.output
+
+    assert f"{tmp_path} is a folder: name a file in it, such as" in refused(tmp_path)
+    assert f"{model} is a file, not a folder" in refused(model / "deep" / "file")
+    if "MODEL" in command:
+        assert "is what is read here, and would be lost" in refused(model)
+    assert list(tmp_path.iterdir()) == [model] and model.read_bytes() == b"not looked at"
+
+
+def test_the_next_command_is_told_so_that_a_shell_understands_it(trained, spoken, tmp_path):
+    out = tmp_path / "my model.safetensors"
+    corpora = ("--data", spoken / "audio", "--tasks", spoken / "tasks")
+    arguments = ["adapt", trained, "--task", "ur_synthetic", "--shots", 1, *corpora, "--out", out]
+    done = CliRunner().invoke(app, list(map(str, arguments)))
+    assert f"metaser predict '{out}' FILES" in done.output
+
+
+def test_what_a_model_buys_is_told_beside_logistic_regression(trained, spoken, tmp_path):
+    corpora = ("--data", spoken / "audio", "--tasks", spoken / "tasks", "--cache", tmp_path)
+
+    def curve(name, model, *more):
+        options = ["--task", name, "--episodes", 4, "--queries", 1, "--model", model, *more]
+        return CliRunner().invoke(app, ["curve", *map(str, options), *map(str, corpora)])
+
+    unheard = curve("ur_synthetic", trained)
+    assert unheard.exit_code == 0, unheard.output
+    assert "the model buys" in unheard.output and "synthetic speech only" in unheard.output
+    assert "has learnt from" not in unheard.stderr.replace("has learnt from synthetic", "")
+    assert "has learnt from it_synthetic" in curve("it_synthetic", trained).stderr
+    adapted = tmp_path / "adapted.safetensors"
+    language = ("--task", "ur_synthetic", "--shots", 1)
+    done = CliRunner().invoke(
+        app, list(map(str, ["adapt", trained, *language, "--out", adapted, *corpora[:4]]))
+    )
+    assert done.exit_code == 0, done.output
+    refused = curve("ur_synthetic", adapted)
+    assert refused.exit_code == 2 and "adapted to 'ur_synthetic' already" in refused.output
+
+
+def test_a_model_s_curve_is_that_of_adapting_to_the_drawn_clips_alone(trained, make_task, plant):
+    file = load(trained)
+    task = make_task(speakers=4, clips=2)
+    features = plant(task, channels=file.header.channels["audio"])
+    episode = TaskSampler(task, file.header.classes, 2, 1).episode(0)
+    adapted, own = adaptation.fit(file, features, episode.support, episode.support_targets)
+    expected = adaptation.scores(adapted, own, features, episode.query).argmax(axis=1)
+    assert np.array_equal(adapted_model(file, features)(episode), expected)
+    changed = replace(features, values=features.values + 100 * _outside(episode, features))
+    assert np.array_equal(adapted_model(file, changed)(episode), expected)
+
+
+def _outside(episode, features) -> np.ndarray:
+    """1 for clips that an episode does not hold, of the shape of the values."""
+    others = np.ones(len(features.values), np.float32)
+    others[[*episode.support, *episode.query]] = 0
+    return others[:, None, None]

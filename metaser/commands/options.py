@@ -52,3 +52,28 @@ def quick_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def check_out(path: Path | None, example: str, source: Path | None = None) -> None:
+    """Refuse a file that cannot be written, before any work is done for it.
+
+    Parameters
+    ----------
+    path : Path or None
+        To write; None is fine.
+    example : str
+        A name that the file could have.
+    source : Path, optional
+        A file that must not be written over.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file in it, such as {path / example}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written, for {above} is a file, not a folder")
+    if source is not None and path.resolve() == source.resolve():
+        raise ValueError(
+            f"{path} is what is read here, and would be lost: name another file to write"
+        )
