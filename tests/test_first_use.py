@@ -1,6 +1,7 @@
 """What a new user does, in processes of their own: train, be interrupted, then three commands."""
 
 import gc
+import importlib
 import resource
 import signal
 import subprocess
@@ -187,7 +188,7 @@ def test_garbage_is_looked_for_again_after_imports_that_fail():
     assert gc.isenabled()
     with pytest.raises(ModuleNotFoundError), quick_imports():
         assert not gc.isenabled()
-        import no_such_module  # noqa: F401
+        importlib.import_module("no_such_module")
     assert gc.isenabled()
 
 
