@@ -1,10 +1,12 @@
 """Adapt a trained model to a few labelled clips of a language, and say what to expect of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 
 import numpy as np
+import torch
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from metaser import metrics
@@ -157,7 +159,8 @@ def fit(
     present = np.isin(known, targets) if present is None else present
     own = file.support_constants(features, rows)
     support = own.apply(features.batch(rows, targets, present))
-    adapted = file.method.adapt(support)
+    with _threads(features):
+        adapted = file.method.adapt(support)
     if not isinstance(adapted, Adapted):
         raise ValueError(
             f"{file.header.method!r} keeps the clips themselves to predict, which a model file "
@@ -170,7 +173,19 @@ def scores(adapted: Adapted, own: Constants, features: Features, rows: np.ndarra
     """Scores (clips, classes) of clips whose features are known."""
     nothing = np.zeros(len(rows), int)
     batch = own.apply(features.batch(rows, nothing, adapted.classes.numpy()))
-    return adapted(batch.modalities).numpy()
+    with _threads(features):
+        return adapted(batch.modalities).numpy()
+
+
+@contextmanager
+def _threads(features: Features) -> Iterator[None]:
+    """One thread where a clip is one vector: several would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if features.values.shape[1] <= 1 else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def foresee(

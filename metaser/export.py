@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metaser.backbones.replknet import merged
 from metaser.batch import Padded
-from metaser.model import Model
+from metaser.model import HEARD, Model
 
 TOLERANCE = 1e-4
 """Most that scores of the file may differ from the model's, as a share of the largest above 1."""
@@ -61,7 +61,7 @@ def to_onnx(model: Model, path: Path, frames: int | None = None) -> float:
         ) from error
     channels = _channels(model)
     network = _Flat(merged(model).cpu().float().eval(), list(channels))
-    sizes = [(3, frames or 37), (1, frames or 50), (2, frames or 1)]
+    sizes = [(3, frames or 37), (1, frames or 50), (HEARD + 2, frames or 1)]
     examples = [_example(channels, *size, seed) for seed, size in enumerate(sizes)]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = Path(folder) / path.name
@@ -79,9 +79,16 @@ class _Flat(nn.Module):
         super().__init__()
         self.model, self.names = model, names
 
+    def modalities(self, tensors: tuple[Tensor, ...]) -> dict[str, Padded]:
+        return dict(zip(self.names, map(Padded, tensors[::2], tensors[1::2])))
+
     def forward(self, *tensors: Tensor) -> Tensor:
-        pairs = map(Padded, tensors[::2], tensors[1::2])
-        return self.model(dict(zip(self.names, pairs)))
+        modalities = self.modalities(tensors)
+        if self.model.frontend is None:
+            return self.model(modalities)
+        # All clips at once: the file would hold fast in how many portions `Model.hear` takes them.
+        audio = self.model.frontend(modalities["audio"])
+        return self.model.head(self.model.backbone(**modalities | {"audio": audio}))
 
 
 def _channels(model: Model) -> dict[str, int]:
@@ -148,19 +155,31 @@ def _difference(session, network: _Flat, example: tuple[Tensor, ...]) -> float:
     inputs = dict(zip(_inputs(network.names), example))
     inputs = {name: x.numpy() for name, x in inputs.items() if name in taken}
     backbone = type(network.model.backbone).__name__
+    with torch.no_grad():
+        expected = network.model(network.modalities(example)).numpy()
     try:
         (found,) = session.run(["scores"], inputs)
+        if found.shape != expected.shape:
+            raise ValueError(f"scores are {found.shape} where {expected.shape} are expected")
     except Exception as error:  # of whatever kind: onnxruntime has a dozen
         raise ValueError(
             "the file must take any number of clips, and of frames unless they are given, but the "
-            f"backbone {backbone} has sizes that are fixed: {error}"
+            f"backbone {backbone} has sizes that are fixed: {error}{_hint(network.model)}"
         ) from error
-    with torch.no_grad():
-        expected = network(*example).numpy()
     worst = float(np.abs(found - expected).max())
     if not worst <= TOLERANCE * max(1, float(np.abs(expected).max())):
         raise ValueError(
             f"scores of the file must be the model's, but differ by up to {worst:.2g}: a model "
-            f"with the backbone {backbone} cannot be exported so"
+            f"with the backbone {backbone} cannot be exported so{_hint(network.model)}"
         )
     return worst
+
+
+def _hint(model: Model) -> str:
+    """What to do where a front end counts frames by itself."""
+    if model.frontend is None:
+        return ""
+    return (
+        f". Its learnt front end {type(model.frontend).__name__} may ask for a fixed number of "
+        "frames: --frames, of the longest clip"
+    )

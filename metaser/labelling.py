@@ -9,13 +9,18 @@ from pathlib import Path
 import numpy as np
 from joblib import Parallel, delayed
 from sklearn.cluster import KMeans
+from sklearn.metrics import pairwise_distances_argmin_min
 
 from metaser import audio
 from metaser.frontends.spectral import Statistics
 
 
 def at_random(
-    values: np.ndarray, count: int, rng: np.random.Generator, speakers: Sequence | None = None
+    values: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+    speakers: Sequence | None = None,
+    labelled: Sequence[int] = (),
 ) -> np.ndarray:
     """Draw clips at random; from all speakers equally often where speakers are given.
 
@@ -24,61 +29,78 @@ def at_random(
     values : ndarray of float, shape (clips, channels)
         Standardised features, see `standardise`.
     count : int
-        Clips to choose, 1 to the number of clips.
+        Clips to choose, 1 to the number of clips that are not labelled.
     rng : numpy.random.Generator
     speakers : sequence, optional
         Who speaks each clip.
+    labelled : sequence of int
+        Rows that were chosen before, and are not chosen again.
 
     Returns
     -------
     ndarray of int, shape (count,)
         Rows in the order of choice; a smaller choice is not always a part of a larger one.
     """
-    _check(values, count)
+    _check(values, count, labelled)
     place = rng.permutation(len(values))
-    return _one_by_one(count, speakers, len(values), lambda chosen: place)
+    return _one_by_one(count, speakers, len(values), lambda chosen: place, labelled)
 
 
 def k_centre(
-    values: np.ndarray, count: int, rng: np.random.Generator, speakers: Sequence | None = None
+    values: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+    speakers: Sequence | None = None,
+    labelled: Sequence[int] = (),
 ) -> np.ndarray:
     """Choose the clip that is farthest from all that are chosen, again and again.
 
     This is the greedy 2-approximation of the k-centre problem (Gonzalez, "Clustering to minimize
     the maximum intercluster distance", 1985), in active learning known as core-set selection
-    (Sener, Savarese, ICLR 2018). It begins with the clip nearest to the mean and uses no
-    random numbers. Parameters and result as in `at_random`; each choice is a part of larger ones.
+    (Sener, Savarese, ICLR 2018). It goes on from the labelled clips, or begins with the clip
+    nearest to the mean, and uses no random numbers. Parameters and result as in `at_random`; each
+    choice is a part of larger ones.
     """
-    _check(values, count)
+    _check(values, count, labelled)
     far = np.full(len(values), np.inf)
+    if len(labelled):
+        far = pairwise_distances_argmin_min(values, values[list(labelled)])[1]
 
     def distance(chosen: list[int]) -> np.ndarray:
-        if not chosen:
+        if not chosen and not len(labelled):
             return -np.linalg.norm(values - values.mean(axis=0), axis=1)
-        np.minimum(far, np.linalg.norm(values - values[chosen[-1]], axis=1), out=far)
+        if chosen:
+            np.minimum(far, np.linalg.norm(values - values[chosen[-1]], axis=1), out=far)
         return far
 
-    return _one_by_one(count, speakers, len(values), distance)
+    return _one_by_one(count, speakers, len(values), distance, labelled)
 
 
 def k_means(
-    values: np.ndarray, count: int, rng: np.random.Generator, speakers: Sequence | None = None
+    values: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+    speakers: Sequence | None = None,
+    labelled: Sequence[int] = (),
 ) -> np.ndarray:
     """Divide the clips into as many clusters as are to be chosen, and take each one's middle.
 
     The clip nearest to the mean of each cluster by scikit-learn's k-means, the largest cluster
-    first. Parameters and result as in `at_random`.
+    first. For every labelled clip there is one cluster more, and clusters that hold a labelled clip
+    count as chosen. Parameters and result as in `at_random`.
     """
-    _check(values, count)
+    _check(values, count, labelled)
     seed = int(rng.integers(2**31))
-    found = KMeans(count, n_init=1, random_state=seed).fit(values)
-    sizes = np.bincount(found.labels_, minlength=count)
-    centres = found.cluster_centers_[np.argsort(-sizes, kind="stable")]
+    clusters = count + len(labelled)
+    found = KMeans(clusters, n_init=1, random_state=seed).fit(values)
+    free = np.setdiff1d(np.arange(clusters), found.labels_[list(labelled)])
+    sizes = np.bincount(found.labels_, minlength=clusters)[free]
+    centres = found.cluster_centers_[free[np.argsort(-sizes, kind="stable")]]
 
     def nearness(chosen: list[int]) -> np.ndarray:
         return -np.linalg.norm(values - centres[len(chosen)], axis=1)
 
-    return _one_by_one(count, speakers, len(values), nearness)
+    return _one_by_one(count, speakers, len(values), nearness, labelled)
 
 
 STRATEGIES = {"random": at_random, "k_centre": k_centre, "k_means": k_means}
@@ -116,12 +138,14 @@ def _one_by_one(
     speakers: Sequence | None,
     clips: int,
     worth: Callable[[list[int]], np.ndarray],
+    labelled: Sequence[int],
 ) -> np.ndarray:
     """Take the clip of most worth, of those whose speaker has been taken least often."""
     who = np.zeros(clips, int)
     if speakers is not None:
         who = np.unique(np.asarray(speakers), return_inverse=True)[1]
-    taken, left, chosen = np.zeros(who.max() + 1, int), np.ones(clips, bool), []
+    taken = np.bincount(who[list(labelled)], minlength=who.max() + 1)
+    left, chosen = ~np.isin(np.arange(clips), labelled), []
     for _ in range(count):
         value = worth(chosen)
         least = taken[who[left]].min()
@@ -133,8 +157,9 @@ def _one_by_one(
     return np.array(chosen)
 
 
-def _check(values: np.ndarray, count: int) -> None:
-    if not 1 <= count <= len(values):
+def _check(values: np.ndarray, count: int, labelled: Sequence[int]) -> None:
+    free = len(values) - len(labelled)
+    if not 1 <= count <= free:
         raise ValueError(
-            f"expected to choose 1 to {len(values)} clips, which are there, not {count}"
+            f"expected to choose 1 to {free} clips, which are there without a label, not {count}"
         )

@@ -6,7 +6,7 @@ et al., "Learning Curves: Asymptotic Values and Rate of Convergence", NIPS 1993)
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import curve_fit
 
 from metaser import metrics, stats
-from metaser.episodes import TaskSampler, tensors
+from metaser.episodes import Episode, TaskSampler, tensors
 from metaser.features import Features
 from metaser.methods.baselines import LogisticRegression
 from metaser.tasks import Task
@@ -108,28 +108,28 @@ def usual_queries(task: Task) -> int:
 
 def measure(
     task: Task,
-    features: Features,
+    guess: Callable[[Episode], np.ndarray],
     shots: Sequence[int],
     queries: int,
     episodes: int,
     seed: int = 0,
     speakers: str = "disjoint",
-    strength: float = 1.0,
+    classes: Sequence[str] | None = None,
 ) -> dict[int, list[float]]:
-    """Score logistic regression on episodes of a task.
+    """Score what learns from some clips on episodes of a task.
 
     Parameters
     ----------
     task : Task
         With audio.
-    features : Features
-        Of the task's clips, normalised.
+    guess : callable
+        From an episode to the classes of its query clips, such as `logistic_regression` gives.
     shots : sequence of int
         Clips a class to learn from.
     queries, episodes, seed, speakers
-        See `TaskSampler`.
-    strength : float
-        Penalty, see `LogisticRegression`; the default was chosen on source languages.
+        See `TaskSampler`; the same ones give the same episodes, whatever guesses.
+    classes : sequence of str, optional
+        Which classes the indices in episodes stand for; the task's if not given.
 
     Returns
     -------
@@ -138,15 +138,31 @@ def measure(
     """
     found = {}
     for count in shots:
-        sampler = TaskSampler(task, task.classes, count, queries, seed, speakers)
-        found[count] = []
-        for index in range(episodes):
-            episode = sampler.episode(index)
-            batch = tensors(episode, features)
-            predict = LogisticRegression(strength).adapt(batch.support)
-            guesses = predict(batch.query.modalities).argmax(dim=1).numpy()
-            found[count].append(metrics.uar(episode.query_targets, guesses))
+        sampler = TaskSampler(task, classes or task.classes, count, queries, seed, speakers)
+        drawn = (sampler.episode(index) for index in range(episodes))
+        found[count] = [metrics.uar(one.query_targets, guess(one)) for one in drawn]
     return found
+
+
+def logistic_regression(
+    features: Features, strength: float = 1.0
+) -> Callable[[Episode], np.ndarray]:
+    """What guesses by logistic regression on an episode's support clips.
+
+    Parameters
+    ----------
+    features : Features
+        Of the task's clips, normalised.
+    strength : float
+        Penalty, see `LogisticRegression`; the default was chosen on source languages.
+    """
+
+    def guess(episode: Episode) -> np.ndarray:
+        batch = tensors(episode, features)
+        predict = LogisticRegression(strength).adapt(batch.support)
+        return predict(batch.query.modalities).argmax(dim=1).numpy()
+
+    return guess
 
 
 def fit(scores: Mapping[int, Sequence[float]]) -> Curve:

@@ -129,8 +129,8 @@ def card(file: ModelFile, name: str, onnx_difference: float | None = None) -> st
     lines += ["## How it hears", "", *_hearing(header), ""]
     if onnx_difference is not None:
         lines += [
-            "The ONNX file takes normalised features and gives scores; front end and normalisation "
-            f"stand outside of it. Its scores differ by at most {onnx_difference:.1e}.",
+            f"The ONNX file takes {_onnx_input(file)}. Its scores differ by at most "
+            f"{onnx_difference:.1e}.",
             "",
         ]
     lines += [
@@ -157,6 +157,13 @@ def _hearing(header: Header) -> list[str]:
         )
     versions = ", ".join(f"{name} {number}" for name, number in header.libraries.items())
     return [*lines, f"- Libraries: {versions}."]
+
+
+def _onnx_input(file: ModelFile) -> str:
+    """What stands inside and outside of an ONNX file."""
+    if file.predictor.model.frontend is None:
+        return "normalised features and gives scores; front end and normalisation stand outside"
+    return "frames of samples and gives scores; the learnt front end is inside"
 
 
 def write_card(path: str | Path, text: str) -> None:

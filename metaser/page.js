@@ -96,9 +96,9 @@ async function readable(file, kind) {
   return wav;
 }
 
-function player(element, file) {
-  element.src = URL.createObjectURL(file);
-  element.setAttribute("aria-label", `Listen to ${file.name}`);
+function player(element, name, address) {
+  element.src = address;
+  element.setAttribute("aria-label", `Listen to ${name}`);
   element.addEventListener("error", () => {
     const note = document.createElement("p");
     note.className = "note";
@@ -163,34 +163,85 @@ async function record(button) {
 // --- labelled clips -----------------------------------------------------------------------------
 
 async function addClip(file) {
-  const { key, seconds, note } = await send("clips", file);
+  const clip = await send("clips", file);
+  const item = showClip({ ...clip, emotion: find("default").value });
+  tellOutdated();
+  await keep(item);
+}
+
+// A clip that the program holds; returns its place in the list.
+function showClip(clip) {
   const item = find("clip").content.firstElementChild.cloneNode(true);
   const [emotion, speaker, remove] = [".emotion", ".speaker", ".remove"].map((s) =>
     item.querySelector(s),
   );
-  item.dataset.key = key;
-  item.querySelector(".name").textContent = `${file.name} (${seconds.toFixed(1)} s)`;
-  item.querySelector(".note").textContent = note;
-  item.querySelector(".note").hidden = note === "";
-  player(item.querySelector("audio"), file);
-  emotion.value = find("default").value;
-  emotion.setAttribute("aria-label", `Emotion of ${file.name}`);
-  speaker.setAttribute("aria-label", `Who speaks in ${file.name} (if you like)`);
-  remove.setAttribute("aria-label", `Remove ${file.name}`);
+  item.dataset.key = clip.key;
+  item.querySelector(".name").textContent = `${clip.name} (${clip.seconds.toFixed(1)} s)`;
+  item.querySelector(".note").textContent = clip.note;
+  item.querySelector(".note").hidden = clip.note === "";
+  player(item.querySelector("audio"), clip.name, `clips/${clip.key}`);
+  emotion.value = clip.emotion;
+  speaker.value = clip.speaker;
+  emotion.setAttribute("aria-label", `Emotion of ${clip.name}`);
+  speaker.setAttribute("aria-label", `Who speaks in ${clip.name} (if you like)`);
+  remove.setAttribute("aria-label", `Remove ${clip.name}`);
   emotion.addEventListener("change", count);
   speaker.addEventListener("change", offerSpeakers);
-  for (const field of [emotion, speaker]) field.addEventListener("change", tellOutdated);
-  remove.addEventListener("click", async () => {
-    await ask(`clips/${key}`, { method: "DELETE" });
-    const next = item.nextElementSibling ?? item.previousElementSibling;
-    (next?.querySelector(".remove") ?? find("labelled")).focus();
-    item.remove();
-    count();
-    tellOutdated();
-  });
+  for (const field of [emotion, speaker]) {
+    field.addEventListener("change", tellOutdated);
+    field.addEventListener("change", () => orComplain(keep(item)));
+  }
+  remove.addEventListener("click", () => orComplain(removeClip(item)));
   find("clips").append(item);
   count();
+  return item;
+}
+
+async function orComplain(work) {
+  find("labelled-errors").replaceChildren();
+  try {
+    await work;
+  } catch (error) {
+    complain(find("labelled-errors"), error.message);
+  }
+}
+
+const said = (item) => ({
+  emotion: item.querySelector(".emotion").value,
+  speaker: item.querySelector(".speaker").value,
+});
+
+// The program keeps the labels, so that the page can be loaded anew.
+const keep = (item) =>
+  ask(`clips/${item.dataset.key}`, { method: "PUT", body: JSON.stringify(said(item)) });
+
+async function removeClip(item) {
+  await ask(`clips/${item.dataset.key}`, { method: "DELETE" });
+  const next = item.nextElementSibling ?? item.previousElementSibling;
+  (next?.querySelector(".remove") ?? find("labelled")).focus();
+  item.remove();
+  count();
   tellOutdated();
+}
+
+async function removeAll() {
+  if (!confirm(`Remove all ${clips().length} clips and their labels?`)) return;
+  await ask("clips", { method: "DELETE" });
+  find("clips").replaceChildren();
+  find("labelled").focus();
+  count();
+  tellOutdated();
+}
+
+// What the program holds from before the page was loaded anew.
+async function restore() {
+  const desk = await ask("desk");
+  desk.clips.forEach(showClip);
+  offerSpeakers();
+  find("language").value = desk.language;
+  if (desk.result === null) return;
+  showResult(desk.result);
+  if (desk.outdated) tellOutdated();
 }
 
 const clips = () => [...find("clips").children];
@@ -201,11 +252,12 @@ function count() {
     const emotion = item.querySelector(".emotion").value || "without an emotion";
     found[emotion] = (found[emotion] ?? 0) + 1;
   }
-  const said = Object.entries(found).map(([emotion, times]) => `${times} ${emotion}`);
+  const parts = Object.entries(found).map(([emotion, times]) => `${times} ${emotion}`);
   const number = clips().length;
   find("counts").textContent = number
-    ? `${number} ${number === 1 ? "clip" : "clips"}: ${said.join(", ")}.`
+    ? `${number} ${number === 1 ? "clip" : "clips"}: ${parts.join(", ")}.`
     : "No clips yet.";
+  find("remove-all").hidden = number < 2;
 }
 
 function tellOutdated() {
@@ -227,14 +279,11 @@ async function adaptModel() {
   find("adapting").textContent = "The model listens to your clips …";
   const wish = {
     name: find("language").value,
-    clips: clips().map((item) => ({
-      key: item.dataset.key,
-      emotion: item.querySelector(".emotion").value,
-      speaker: item.querySelector(".speaker").value,
-    })),
+    clips: clips().map((item) => ({ key: item.dataset.key, ...said(item) })),
   };
   try {
     showResult(await ask("adapt", { method: "POST", body: JSON.stringify(wish) }));
+    find("result").focus();
     find("adapting").textContent = "Done.";
   } catch (error) {
     find("adapting").textContent = "";
@@ -255,7 +304,6 @@ function showResult(result) {
   find("result").hidden = find("new").hidden = false;
   find("wait").hidden = true;
   find("heard").replaceChildren(); // said by the model before
-  find("result").focus();
 }
 
 // --- new clips ----------------------------------------------------------------------------------
@@ -273,7 +321,7 @@ async function hearClip(file) {
   const percent = (chance) => `${Math.round(100 * chance)} %`;
   const along = heard.plot !== "";
   place(".name").textContent = `${file.name} (${heard.seconds.toFixed(1)} s)`;
-  player(place("audio"), file);
+  player(place("audio"), file.name, URL.createObjectURL(file));
   const sure = percent(heard.chances[heard.emotion]);
   place(".said").textContent = `${along ? "On the whole" : "It sounds"} ${heard.emotion} (${sure})`;
   place(".known").hidden = !heard.known;
@@ -343,13 +391,8 @@ for (const kind of ["dragover", "drop"])
 for (const button of document.querySelectorAll(".record")) {
   button.addEventListener("click", () => button.classList.contains("recording") || record(button));
 }
-find("adapt")?.addEventListener("click", adaptModel);
-// The page is gone, and the labels with it: the program need not keep the clips.
-window.addEventListener("pagehide", () => {
-  for (const item of find("clips")?.children ?? []) {
-    fetch(`clips/${item.dataset.key}`, { method: "DELETE", keepalive: true });
-  }
-});
-window.addEventListener("beforeunload", (event) => {
-  if (find("clips")?.children.length) event.preventDefault(); // labels would be lost
-});
+if (find("clips")) {
+  find("adapt").addEventListener("click", adaptModel);
+  find("remove-all").addEventListener("click", () => orComplain(removeAll()));
+  orComplain(restore());
+}

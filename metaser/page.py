@@ -1,7 +1,8 @@
 """A page in the browser for who has no terminal: label clips, adapt a model, hear new clips.
 
 The page is served to this machine alone and asks no other machine for anything: a policy in every
-answer (``POLICY``) forbids the browser to. Clips lie in a temporary folder until the page ends.
+answer (``POLICY``) forbids the browser to. Clips lie in a temporary folder, and their labels in
+memory, until they are removed or the program ends: the page can be loaded anew and loses nothing.
 """
 
 import io
@@ -81,6 +82,12 @@ class Desk:
         Clips that were given to be labelled, by a key.
     adapted : ModelFile or None
         What predicts.
+    result : dict or None
+        What was said of the model when it was adapted here.
+    learnt : list of Label
+        The labels that it was adapted to here.
+    language : str
+        What they were called.
     lock : threading.Lock
         Held while the model works: one thing at a time.
     """
@@ -90,23 +97,49 @@ class Desk:
     folder: Path
     clips: dict[str, "Clip"] = field(default_factory=dict)
     adapted: ModelFile | None = None
+    result: dict | None = None
+    learnt: list["Label"] = field(default_factory=list)
+    language: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Clip:
-    """A clip that was given: its name on the user's side, and where it lies."""
+    """A clip that was given.
+
+    Attributes
+    ----------
+    name : str
+        On the user's side.
+    path : Path
+        Where it lies.
+    seconds : float
+        Its length.
+    note : str
+        What the user should know of it.
+    emotion, speaker : str
+        What the user has said of it so far.
+    """
 
     name: str
     path: Path
+    seconds: float = 0.0
+    note: str = ""
+    emotion: str = ""
+    speaker: str = ""
 
 
-class Label(BaseModel):
+class Said(BaseModel):
     """What the user says of a clip."""
 
-    key: str
     emotion: str
     speaker: str = ""
+
+
+class Label(Said):
+    """What the user says of a certain clip."""
+
+    key: str
 
 
 class Wish(BaseModel):
@@ -151,7 +184,11 @@ def application(model: ModelFile, name: str) -> "Starlette":
     routes = [
         Route("/", _page),
         Route("/page.{kind:str}", _part),
+        Route("/desk", _desk),
         Route("/clips", _add, methods=["POST"]),
+        Route("/clips", _remove_all, methods=["DELETE"]),
+        Route("/clips/{key:str}", _listen),
+        Route("/clips/{key:str}", _label, methods=["PUT"]),
         Route("/clips/{key:str}", _remove, methods=["DELETE"]),
         Route("/adapt", _adapt, methods=["POST"]),
         Route("/predict", _predict, methods=["POST"]),
@@ -275,10 +312,10 @@ async def _add(request: "Request") -> "Response":
     if len(desk.clips) >= MOST_CLIPS:
         raise ValueError(f"{MOST_CLIPS} clips are held already, which is the most: remove some")
     clip = await _received(request, CLIP_BYTES, LONGEST)
-    key = clip.path.stem
-    desk.clips[key] = clip
     heard = await run_in_threadpool(clip_checks.listen, clip.path)
-    return JSONResponse({"key": key, "seconds": heard.seconds, "note": _suspicion(heard)})
+    clip.seconds, clip.note = heard.seconds, _suspicion(heard)
+    desk.clips[clip.path.stem] = clip
+    return JSONResponse(_told(clip))
 
 
 def _suspicion(heard: clip_checks.Heard) -> str:
@@ -290,6 +327,57 @@ def _suspicion(heard: clip_checks.Heard) -> str:
     return ""
 
 
+def _told(clip: Clip) -> dict:
+    """What the page shows of a clip."""
+    names = ("name", "seconds", "note", "emotion", "speaker")
+    return {"key": clip.path.stem} | {name: getattr(clip, name) for name in names}
+
+
+async def _desk(request: "Request") -> "Response":
+    """Tell a page that is loaded anew what there is already."""
+    from starlette.responses import JSONResponse
+
+    desk = request.app.state.desk
+    now = [
+        Label(key=key, emotion=clip.emotion, speaker=clip.speaker)
+        for key, clip in desk.clips.items()
+    ]
+    return JSONResponse(
+        {
+            "clips": [_told(clip) for clip in desk.clips.values()],
+            "language": desk.language,
+            "result": desk.result,
+            "outdated": desk.learnt != now,
+        }
+    )
+
+
+def _asked_for(request: "Request") -> Clip:
+    """The clip that a request names."""
+    from starlette.exceptions import HTTPException
+
+    clip = request.app.state.desk.clips.get(request.path_params["key"])
+    if clip is None:
+        raise HTTPException(404)
+    return clip
+
+
+async def _listen(request: "Request") -> "Response":
+    from starlette.responses import FileResponse
+
+    return FileResponse(_asked_for(request).path)
+
+
+async def _label(request: "Request") -> "Response":
+    """Keep what the user says of a clip."""
+    from starlette.responses import Response
+
+    clip = _asked_for(request)
+    said = _understood(Said, await request.body())
+    clip.emotion, clip.speaker = said.emotion, said.speaker
+    return Response(status_code=204)
+
+
 async def _remove(request: "Request") -> "Response":
     from starlette.responses import Response
 
@@ -299,15 +387,29 @@ async def _remove(request: "Request") -> "Response":
     return Response(status_code=204)
 
 
+async def _remove_all(request: "Request") -> "Response":
+    from starlette.responses import Response
+
+    clips = request.app.state.desk.clips
+    while clips:
+        clips.popitem()[1].path.unlink()
+    return Response(status_code=204)
+
+
 async def _adapt(request: "Request") -> "Response":
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
 
+    wish = _understood(Wish, await request.body())
+    return JSONResponse(await run_in_threadpool(adapt_desk, request.app.state.desk, wish))
+
+
+def _understood(kind: type[Said] | type[Wish], body: bytes) -> Said | Wish:
+    """Read what the page sent."""
     try:
-        wish = Wish.model_validate_json(await request.body())
+        return kind.model_validate_json(body)
     except ValidationError as error:
         raise ValueError(f"the page sent what cannot be understood: {error}") from error
-    return JSONResponse(await run_in_threadpool(adapt_desk, request.app.state.desk, wish))
 
 
 async def _predict(request: "Request") -> "Response":
@@ -451,7 +553,9 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict:
     name = wish.name.strip() or "clips labelled on the page"
     with desk.lock, _own_names(clips):
         desk.adapted = adapt(desk.model, given, name=name, tell=notes.append)
-        return _expectation(desk.adapted) | {"notes": notes}
+    desk.result = _expectation(desk.adapted) | {"notes": notes}
+    desk.learnt, desk.language = wish.clips, wish.name
+    return desk.result
 
 
 def _listed(names: list[str], most: int = 3) -> str:

@@ -257,6 +257,8 @@ class Task:
         Clips that the pattern or table names, and their speakers; dropped codes included.
     left_out : dict of str to int
         Dropped codes with their counts.
+    dropped : tuple of str
+        The clips of these codes, as in `table`.
     unmatched : tuple of str
         Audio files below `audio` that are no clip by pattern or table.
     ignored : int
@@ -285,6 +287,7 @@ class Task:
     clips_found: int = 0
     speakers_found: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
+    dropped: tuple[str, ...] = field(default=(), repr=False)
     unmatched: tuple[str, ...] = field(default=(), repr=False)
     ignored: int = 0
     duplicates: int = 0
@@ -771,10 +774,11 @@ def _table(facts: TaskFile, clips: pd.DataFrame) -> dict[str, Any]:
     for column in ("unit", "clique"):
         usable[column] = pd.factorize(usable[column])[0]
     extra = [name for name in facts.groups if name not in ("emotion", "speaker")] + facts.rated
-    dropped = clips["code"][clips["code"].isin(facts.emotion.drop)]
+    dropped = clips[clips["code"].isin(facts.emotion.drop)]
     return {
         "table": usable[["file", "speaker", "emotion", "unit", "clique", *extra]],
-        "left_out": dict(sorted(Counter(dropped).items())),
+        "left_out": dict(sorted(Counter(dropped["code"]).items())),
+        "dropped": tuple(sorted(dropped["file"])),
         "duplicates": present,
     }
 

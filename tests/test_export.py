@@ -12,7 +12,8 @@ from metaser import export
 from metaser.backbones import BACKBONES
 from metaser.batch import Padded
 from metaser.export import to_onnx
-from metaser.model import Model
+from metaser.frontends.leaf import Leaf
+from metaser.model import HEARD, Model
 
 
 def _model(name="multiscale_cnn", channels=3, **options) -> Model:
@@ -106,7 +107,8 @@ def test_a_file_that_scores_otherwise_is_not_kept(tmp_path):
 
 
 def test_a_file_that_does_not_run_is_not_kept(tmp_path):
-    with pytest.raises(ValueError, match="must take any number of clips.*Fixed.*broadcast"):
+    fixed = r"must take any number of clips.*Fixed.*scores are \(3, 4\)"
+    with pytest.raises(ValueError, match=fixed):
         to_onnx(Model(Fixed(), 4), tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -131,6 +133,20 @@ def test_a_backbone_that_does_not_tell_its_channels_is_refused(tmp_path):
     del model.backbone.channels
     with pytest.raises(ValueError, match="attribute `channels`.*that of MLP is None"):
         to_onnx(model, tmp_path / "model.onnx")
+
+
+def test_a_learnt_front_end_is_inside_of_a_file_of_fixed_length_for_any_number_of_clips(tmp_path):
+    leaf = Leaf(filters=4, seconds=0.5)
+    model = Model(BACKBONES["mlp"](leaf.channels, hidden=(4,)), 4, frontend=leaf)
+    with pytest.raises(ValueError, match="learnt front end Leaf may ask for.*--frames"):
+        to_onnx(model, tmp_path / "model.onnx")
+    to_onnx(model, tmp_path / "model.onnx", frames=30)
+    clips = 2 * HEARD + 1  # more than the model hears at once
+    values = torch.randn(clips, 30, leaf.extracted.hop)
+    mask = torch.ones(clips, 30, dtype=torch.bool)
+    found = _scores(tmp_path / "model.onnx", audio=values, audio_mask=mask)
+    expected = model({"audio": Padded(values, mask)}).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_no_frames_are_refused(tmp_path):

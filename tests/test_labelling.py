@@ -28,6 +28,33 @@ def islands(sizes, seed=0):
     return rng.normal(size=(len(groups), 3)) * 0.1 + 10 * np.eye(len(sizes), 3)[groups], groups
 
 
+@pytest.mark.parametrize("choose", [labelling.k_centre, labelling.k_means])
+def test_labelled_clips_count_as_chosen(choose):
+    """Islands on which a clip is labelled are left alone as long as there are others."""
+    values, groups = islands([20, 20, 5])
+    rng = np.random.default_rng(0)
+    assert groups[choose(values, 1, rng, labelled=[3, 21])] == [2]
+    chosen = choose(values, 43, rng, labelled=[3, 21])
+    assert sorted([*chosen, 3, 21]) == list(range(45))
+    with pytest.raises(ValueError, match="choose 1 to 43 clips, which are there without a label"):
+        choose(values, 44, rng, labelled=[3, 21])
+
+
+def test_going_on_by_k_centre_is_as_if_all_had_been_chosen_at_once():
+    values = np.random.default_rng(0).normal(size=(40, 4))
+    whole = labelling.k_centre(values, 12, None)
+    rest = labelling.k_centre(values, 7, None, labelled=whole[:5])
+    assert rest.tolist() == whole[5:].tolist()
+
+
+@pytest.mark.parametrize("choose", labelling.STRATEGIES.values())
+def test_speakers_with_labelled_clips_wait_for_the_others(choose):
+    values = np.random.default_rng(0).normal(size=(12, 3))
+    speakers = np.array(list("aaaabbbbcccc"))
+    rng = np.random.default_rng(0)
+    assert sorted(speakers[choose(values, 4, rng, speakers, [0, 1])]) == ["b", "b", "c", "c"]
+
+
 @pytest.mark.parametrize("choose", labelling.STRATEGIES.values())
 def test_choices_are_distinct_reproducible_and_within_the_clips(choose):
     values = np.random.default_rng(0).normal(size=(30, 4))
@@ -122,17 +149,32 @@ def test_wrong_wishes(clips, arguments, words):
     assert done.exit_code == 2 and words in done.output, done.output
 
 
-def test_of_a_task_the_clips_without_a_label(clips, tmp_path):
+@pytest.fixture
+def labelled_task(clips, tmp_path):
+    """Options that name a task: five of eight clips have a label, one of them a dropped one."""
     table = tmp_path / "t.csv"
-    rows = ["file,emotion", "a_0.wav,angry", "a_1.wav,sad", "b_0.wav,sad", "b_1.wav,angry"]
-    table.write_text("\n".join(rows))
+    rows = ["a_0.wav,angry", "b_0.wav,bored", "b_2.wav,sad", "a_2.wav,angry", "b_3.wav,sad"]
+    table.write_text("\n".join(["file,emotion", *rows]))
     said = ["--language", "ha", "--licence", "CC0", "--consent", "yes", "--one-speaker", "--yes"]
     made = CliRunner().invoke(
         app,
         ["tasks", "new", "mine", "--audio", str(clips), "--table", str(table), "--ignore-rest"]
-        + ["--into", str(tmp_path / "tasks"), *said],
+        + ["--drop", "bored", "--into", str(tmp_path / "tasks"), *said],
     )
     assert made.exit_code == 0, made.output
-    where = ["--task", "ha_mine", "--tasks", tmp_path / "tasks", "--data", tmp_path]
-    done = run(*where, "--count", 4)
-    assert sorted(done.output.split()) == ["a_2.wav", "a_3.wav", "b_2.wav", "b_3.wav"]
+    return ["--task", "ha_mine", "--tasks", tmp_path / "tasks", "--data", tmp_path]
+
+
+@pytest.mark.parametrize("strategy", ["k_centre", "k_means"])
+def test_of_a_task_the_clips_whose_kind_has_no_label_yet(labelled_task, strategy):
+    """Takes 0 to 3 of both speakers are four tones; only the second tone has no label at all."""
+    done = run(*labelled_task, "--count", 1, "--strategy", strategy)
+    assert done.stdout.strip() in ("a_1.wav", "b_1.wav"), done.output
+    assert "4 clips of ha_mine have a label and count as chosen" in done.stderr
+
+
+def test_of_a_task_all_clips_without_a_label(labelled_task):
+    done = run(*labelled_task, "--count", 3)
+    assert sorted(done.stdout.split()) == ["a_1.wav", "a_3.wav", "b_1.wav"]
+    many = run(*labelled_task, "--count", 4)
+    assert "there are 3 clips without a label, fewer than 4" in many.output

@@ -82,6 +82,7 @@ LAYERS = {
     "prediction": 8,
     "evaluation": 8,
     "model_card": 8,
+    "model_curve": 8,
     "starter": 8,
     "page": 9,
     "commands": 10,

@@ -75,10 +75,12 @@ def test_scores_rise_with_clips_where_classes_differ_and_stay_at_chance_where_no
     task = make_task(speakers=8, clips=6)
     shots = learning_curve.possible_shots(task, 3, "disjoint")
     assert shots == [1, 2, 5, 10, 20]
-    told = learning_curve.measure(task, plant(task, strength=0.7), shots[:4], 3, 20)
+    guess = learning_curve.logistic_regression(plant(task, strength=0.7))
+    told = learning_curve.measure(task, guess, shots[:4], 3, 20)
     means = [np.mean(values) for values in told.values()]
     assert means[0] > 0.3 and means[-1] > means[0] + 0.1
-    nothing = learning_curve.measure(task, plant(task, strength=0.0), [5], 3, 40)
+    guess = learning_curve.logistic_regression(plant(task, strength=0.0))
+    nothing = learning_curve.measure(task, guess, [5], 3, 40)
     assert np.mean(nothing[5]) == pytest.approx(0.25, abs=0.06)
 
 
@@ -114,3 +116,19 @@ def test_the_command_on_made_up_speech(spoken, tmp_path):
     assert (tmp_path / "f.svg").is_file()
     wrong = run(*arguments, "--classes", "angy,sad")
     assert wrong.exit_code == 2 and "Did you mean 'angry'?" in wrong.output
+
+
+def test_a_model_is_scored_on_the_very_draws_of_logistic_regression(make_task, plant):
+    """A model that is logistic regression in disguise gets the same scores, draw by draw."""
+    task = make_task(speakers=6, clips=6)
+    features = plant(task, strength=0.5)
+    drawn = []
+    inside = learning_curve.logistic_regression(features)
+
+    def disguised(episode):
+        drawn.append((tuple(episode.support), tuple(episode.query)))
+        return inside(episode)
+
+    draws = ([1, 5], 2, 10, 3, "disjoint", ["sad", "neutral", "happy", "angry"])
+    first, second = (learning_curve.measure(task, disguised, *draws) for _ in range(2))
+    assert first == second and drawn[:20] == drawn[20:] and len(set(drawn)) == 20

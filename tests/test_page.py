@@ -133,6 +133,10 @@ def browser():
 @pytest.fixture
 def sheet(browser, served):
     """A fresh tab with the page, as wide as a phone; requests to elsewhere and errors fail it."""
+    desk = served.desk  # as if the program had just begun
+    while desk.clips:
+        desk.clips.popitem()[1].path.unlink()
+    desk.adapted, desk.result, desk.learnt, desk.language = None, None, [], ""
     tab = browser.new_page(viewport={"width": 390, "height": 800})
     strange, broken = [], []
     tab.on("request", lambda request: strange.append(request.url))
@@ -272,12 +276,53 @@ def test_a_clip_is_recorded_by_the_microphone(sheet, served):
     sound, rate = soundfile.read(served.desk.clips[key].path)
     assert 0.3 < len(sound) / rate < 5 and sound.ndim == 1
     assert np.abs(sound).max() > 0.01  # the beeps of Chromium's made-up microphone
-    sheet.on("dialog", lambda question: question.accept())  # whether to leave: labels are lost
+
+
+def test_clips_and_labels_survive_when_the_page_is_loaded_anew(sheet, served, clips):
+    sheet.get_by_label("Emotion of the clips that I add now").select_option("sad")
+    sheet.locator("#labelled").set_input_files(clips)
+    sheet.get_by_text("4 clips: 4 sad.").wait_for()
+    for path in clips:
+        label(sheet, path)
+    sheet.get_by_label("Name of the language").fill("Urdu")
+    sheet.get_by_role("button", name="Adapt").click()
+    sheet.locator("#result").wait_for()
+    expected = sheet.locator("#result").inner_text()
+
     sheet.reload()
-    until = time.monotonic() + 5
-    while key in served.desk.clips and time.monotonic() < until:
-        sheet.wait_for_timeout(20)
-    assert key not in served.desk.clips
+    sheet.locator("#result").wait_for()
+    assert sheet.locator("#result").inner_text() == expected
+    assert sheet.locator("#adapting").inner_text() == ""
+    assert sheet.get_by_label("Name of the language").input_value() == "Urdu"
+    for path in clips:
+        speaker, emotion = path.stem.split("_")[:2]
+        assert sheet.get_by_label(f"Emotion of {path.name}").input_value() == emotion
+        assert sheet.get_by_label(f"Who speaks in {path.name}").input_value() == speaker
+    plays = """sound => new Promise((done, fail) => {
+        sound.onerror = fail;
+        sound.onloadedmetadata = () => done(sound.duration);
+        if (sound.readyState) done(sound.duration);
+    })"""
+    seconds = sheet.get_by_label(f"Listen to {clips[0].name}").evaluate(plays)
+    assert seconds == pytest.approx(soundfile.info(clips[0]).duration, abs=0.05)
+
+    with sheet.expect_response("**/clips/*"):
+        sheet.get_by_label(f"Emotion of {clips[0].name}").select_option("happy")
+    sheet.reload()
+    sheet.get_by_text("Press Adapt again").wait_for()
+    assert sheet.get_by_label(f"Emotion of {clips[0].name}").input_value() == "happy"
+    sheet.get_by_role("button", name=f"Remove {clips[1].name}").click()
+    sheet.get_by_text("3 clips: ").wait_for()
+    assert len(served.desk.clips) == 3
+    paths = [clip.path for clip in served.desk.clips.values()]
+    assert all(path.exists() for path in paths)
+    sheet.on("dialog", lambda question: question.accept())
+    sheet.get_by_role("button", name="Remove all clips").click()
+    sheet.get_by_text("No clips yet.").wait_for()
+    assert not served.desk.clips and not any(path.exists() for path in paths)
+    sheet.reload()
+    sheet.locator("#result").wait_for()
+    assert sheet.locator("#clips li").count() == 0
 
 
 def test_the_page_can_be_used_by_keyboard_and_by_ear(sheet, clips):
@@ -313,6 +358,8 @@ def test_other_sites_are_refused_and_none_is_asked(served):
     assert _ask(f"{served.address}adapt", b"{}", Origin="http://evil.example")[0] == 403
     assert _ask(f"{served.address}adapt", b"{}", Origin=served.address.rstrip("/"))[0] == 400
     assert _ask(f"{served.address}page.py")[0] == 404
+    assert _ask(f"{served.address}clips/..%2Fa.wav")[0] == 404
+    assert _ask(f"{served.address}clips/unknown")[0] == 404
 
 
 def test_the_program_itself_holds_the_limits(served, monkeypatch):

@@ -1,5 +1,6 @@
 """`metaser curve` and `metaser select`: how many clips to label, and which."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,10 @@ def curve(
         bool,
         typer.Option("--any-speaker", help="Let a speaker be both learnt from and tested on."),
     ] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Model file to adapt, beside logistic regression on the same draws."),
+    ] = None,
     figure: Annotated[Path | None, typer.Option(help="Figure to write: .png or .svg.")] = None,
     jobs: Jobs = 1,
     cache: Cache = None,
@@ -37,7 +42,13 @@ def curve(
             raise ValueError(f"--figure is a .png or .svg file, not {figure.name!r}")
         from metaser import learning_curve as library
 
-        found, features = _prepare(task, data, folders or (), classes, jobs, cache)
+        file = None
+        if model is not None:
+            from metaser.model_file import load
+
+            file = load(model)
+        known = None if file is None else file.header.classes
+        found, features = _prepare(task, data, folders or (), classes, known, jobs, cache)
         speakers = "any" if any_speaker else "disjoint"
         queries = queries or library.usual_queries(found)
         try:
@@ -45,8 +56,13 @@ def curve(
         except ValueError as error:
             hint = "" if any_speaker else ", or say --any-speaker"
             raise ValueError(f"{error} (with {queries} queries: --queries){hint}") from error
-        scores = library.measure(found, features, shots, queries, episodes, seed, speakers)
-        _print_curve(found, scores, queries, any_speaker)
+        draws = (shots, queries, episodes, seed, speakers, known)
+        scores = library.measure(found, library.logistic_regression(features), *draws)
+        if file is None:
+            _print_curve(found, scores, queries, any_speaker)
+        else:
+            plain, scores = scores, _of_model(file, found, draws, jobs, cache)
+            _print_curve(found, scores, queries, any_speaker, model.stem, plain)
         fitted, resampled = None, []
         if want is not None or len(scores) >= library.FEWEST:
             import numpy as np
@@ -65,8 +81,28 @@ def curve(
             typer.echo(f"figure: {figure}")
 
 
-def _prepare(task: str, data, folders, classes: str, jobs: int, cache):
-    """The task with the wanted classes, and its normalised statistics."""
+def _of_model(file, task, draws: tuple, jobs: int, cache) -> dict:
+    """The scores of a model on the same draws."""
+    from metaser.features import extract
+    from metaser.learning_curve import measure
+    from metaser.model_card import warnings
+    from metaser.model_curve import adapted_model, check_model
+
+    check_model(file, task)
+    if file.header.synthetic:
+        typer.echo(warnings(file.header)[0], err=True)
+    if any(source.name == task.name for source in file.header.sources):
+        typer.echo(
+            f"note: the model has learnt from {task.name}: its scores here say nothing about new "
+            "speech",
+            err=True,
+        )
+    features = extract(task, file.frontend(), cache, jobs=jobs, progress=True)
+    return measure(task, adapted_model(file, features), *draws)
+
+
+def _prepare(task: str, data, folders, classes: str, known, jobs: int, cache):
+    """The task with the wanted classes, all that a model knows if none is named; its statistics."""
     from dataclasses import replace
 
     from metaser.episodes import join_same_audio
@@ -79,7 +115,8 @@ def _prepare(task: str, data, folders, classes: str, jobs: int, cache):
         found, make_frontend({"name": "statistics"}), cache, jobs=jobs, progress=True
     )
     features = normalise(features, found, "corpus")
-    wanted = [name for name in classes.split(",") if name] or list(found.counts)
+    wanted = [name for name in classes.split(",") if name]
+    wanted = wanted or [name for name in found.counts if known is None or name in known]
     for name in wanted:
         if name not in found.counts:
             raise ValueError(
@@ -90,29 +127,54 @@ def _prepare(task: str, data, folders, classes: str, jobs: int, cache):
     return found, features
 
 
-def _print_curve(task, scores: dict, queries: int, any_speaker: bool) -> None:
+def _print_curve(
+    task, scores: dict, queries: int, any_speaker: bool, model: str = "", plain: dict | None = None
+) -> None:
+    """Print the scores of logistic regression, or of a model with the ``plain`` ones beside it."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from metaser.stats import intervals
+    from metaser.stats import intervals, paired_tests
 
-    chance = 1 / len(task.classes)
-    table = Table(header_style="bold", title=f"{task.name}: logistic regression, statistics")
-    for name in ("clips a class", "UAR", "95 % interval", "episodes"):
-        table.add_column(name, justify="right")
-    for shots, mean in intervals(scores).items():
-        told = f"{mean.low:.1%} to {mean.high:.1%}"
-        table.add_row(str(shots), f"{mean.mean:.1%}", told, str(mean.episodes))
-    Console().print(table)
+    name = "logistic regression, statistics" if plain is None else escape(f"{model}, adapted")
+    table = Table(header_style="bold", title=f"{task.name}: {name}")
+    for column in ("clips a class", "UAR", "95 % interval", "episodes"):
+        table.add_column(column, justify="right")
+    rows = [
+        [str(shots), f"{mean.mean:.1%}", f"{mean.low:.1%} to {mean.high:.1%}", str(mean.episodes)]
+        for shots, mean in intervals(scores).items()
+    ]
+    if plain is not None:
+        table.add_column("logistic regression", justify="right")
+        table.add_column("the model buys", justify="right")
+        beside = intervals(plain).values()
+        gains = paired_tests({shots: (scores[shots], plain[shots]) for shots in scores}).values()
+        for row, other, gain in zip(rows, beside, gains):
+            said = [f"{100 * value:+.1f}" for value in (gain.difference, gain.low, gain.high)]
+            row += [
+                f"{other.mean:.1%} [{other.low:.1%}, {other.high:.1%}]",
+                f"{said[0]} [{said[1]}, {said[2]}]",
+            ]
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     apart = (
         "speakers may be on both sides, so scores are better than on new people"
         if any_speaker
         else "no speaker is both learnt from and tested on"
     )
+    normalised = (
+        "Features are standardised over all clips."
+        if plain is None
+        else "The model hears the drawn clips alone, as in `metaser adapt`; features of logistic "
+        "regression are standardised over all clips, which is in its favour. What the model buys "
+        "is in points, on the same draws. What follows is of the model."
+    )
     typer.echo(
-        f"classes {', '.join(task.classes)} (chance {chance:.0%}); {queries} clips a class tested "
-        f"on; {apart}. Features are standardised over all clips. Intervals are over draws of these "
-        "clips; other speakers may differ more."
+        f"classes {', '.join(task.classes)} (chance {1 / len(task.classes):.0%}); {queries} clips "
+        f"a class tested on; {apart}. {normalised} Intervals are over draws of these clips; other "
+        "speakers may differ more."
     )
 
 
@@ -155,15 +217,24 @@ def select(
             )
         if out is not None and out.exists():
             raise FileExistsError(f"{out} is there already; name a file that is not")
-        folder, files = _unlabelled(audio, task, data, folders or ())
-        who = _speakers_of(files, speaker) if speaker else None
+        folder, files, known = _clips(audio, task, data, folders or ())
         if count > len(files):
             raise ValueError(f"there are {len(files)} clips without a label, fewer than {count}")
+        everything = [*files, *known]
+        who = _speakers_of(everything, speaker) if speaker else None
         import numpy as np
 
-        values = labelling.standardise(labelling.hear([folder / file for file in files], jobs))
+        heard = labelling.hear([folder / file for file in everything], jobs)
         choose = labelling.STRATEGIES[strategy]
-        chosen = choose(values, count, np.random.default_rng(seed), who)
+        labelled = range(len(files), len(everything))
+        rng = np.random.default_rng(seed)
+        chosen = choose(labelling.standardise(heard), count, rng, who, labelled)
+        if known:
+            typer.echo(
+                f"{len(known)} clips of {task} have a label and count as chosen: the others go on "
+                "from them",
+                err=True,
+            )
         if out is None:
             typer.echo("\n".join(files[i] for i in chosen))
         else:
@@ -171,22 +242,23 @@ def select(
             typer.echo(f"{out}: {count} of {len(files)} clips below {folder}; fill in the emotion")
 
 
-def _unlabelled(audio: Path | None, task: str | None, data, folders) -> tuple[Path, list[str]]:
+def _clips(audio: Path | None, task: str | None, data, folders) -> tuple[Path, list, list]:
+    """The folder, its clips without a label, and those that a task labels."""
     from metaser.new_task import find_audio
     from metaser.tasks import read_task
 
     if audio is not None:
-        return audio, find_audio(audio)
+        return audio, find_audio(audio), []
     found = read_task(task, data, folders)
     if found.table is None:
         raise FileNotFoundError(
             f"the audio of {found.name} is not present: name the folder above it by --data"
         )
-    labelled = set(found.table["file"])
+    labelled = {*found.table["file"], *found.dropped}
     files = [file for file in find_audio(found.audio) if file not in labelled]
     if not files:
         raise ValueError(f"every clip of {found.name} has a label already; nothing to choose")
-    return found.audio, files
+    return found.audio, files, list(found.table["file"])
 
 
 def _speakers_of(files: list[str], wanted: str) -> list[str]:

@@ -3,11 +3,20 @@
 import re
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
-from metaser.commands.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.commands.options import (
+    Cache,
+    Data,
+    Folders,
+    Jobs,
+    check_out,
+    plain_errors,
+    quick_imports,
+)
 
 Model = Annotated[Path, typer.Argument(help="Model file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Another seed gives other draws.")]
@@ -39,6 +48,7 @@ def train(
     A run that was stopped goes on where it was.
     """
     with plain_errors():
+        check_out(out, "model.safetensors")
         from metaser.model_card import measured_lines, warnings
         from metaser.starter import read_recipe, train_model
 
@@ -52,7 +62,7 @@ def train(
     _say(warnings(header)[:-1])
     typer.echo(f"measured by leaving out each {header.left_out} in turn:")
     typer.echo("\n".join(measured_lines(header)))
-    typer.echo(f"{out}\nnext: metaser adapt {out} FOLDER --out adapted.safetensors")
+    typer.echo(f"{out}\nnext: metaser adapt {quote(str(out))} FOLDER --out adapted.safetensors")
 
 
 def adapt(
@@ -87,10 +97,12 @@ def adapt(
         if (folder is None) == (task is None):
             raise ValueError("expected either a folder of labelled clips or --task, one of the two")
         mapping = dict(map(_pair, label or ()))
-        from metaser import adaptation
-        from metaser.clips import Clips, labelled_folder
-        from metaser.model_card import expected_lines, warnings
-        from metaser.model_file import load, save
+        check_out(out, "adapted.safetensors", model)
+        with quick_imports():
+            from metaser import adaptation
+            from metaser.clips import Clips, labelled_folder
+            from metaser.model_card import expected_lines, warnings
+            from metaser.model_file import load, save
 
         file = load(model)
         facts = {}
@@ -109,7 +121,7 @@ def adapt(
         save(out, adapted)
     _say(warnings(adapted.header))
     typer.echo("\n".join(expected_lines(adapted.header)))
-    typer.echo(f"{out}\nnext: metaser predict {out} FILES")
+    typer.echo(f"{out}\nnext: metaser predict {quote(str(out))} FILES")
 
 
 def predict(
@@ -138,9 +150,12 @@ def predict(
 ) -> None:
     """Recognise the emotion of clips, with probabilities, or of each window of long recordings."""
     with plain_errors():
-        from metaser import prediction
-        from metaser.model_card import warnings
-        from metaser.model_file import load
+        check_out(csv, "emotions.csv", model)
+        check_out(jsonl, "emotions.jsonl", model)
+        with quick_imports():
+            from metaser import prediction
+            from metaser.model_card import warnings
+            from metaser.model_file import load
 
         file = load(model)
         _tell_versions(file.header)
@@ -188,11 +203,21 @@ def export(
     model: Model,
     card: Annotated[Path | None, typer.Option(help="Model card to write (Markdown).")] = None,
     onnx: Annotated[Path | None, typer.Option(help="ONNX file to write.")] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Frames that the ONNX file takes; any number if not given. LEAF needs it."
+        ),
+    ] = None,
 ) -> None:
     """Write a model card, or the model as ONNX."""
     with plain_errors():
         if card is None and onnx is None:
             raise ValueError("expected --card card.md, --onnx model.onnx, or both")
+        if frames is not None and onnx is None:
+            raise ValueError(f"--frames {frames} is of the ONNX file: say --onnx model.onnx, too")
+        check_out(card, "card.md", model)
+        check_out(onnx, "model.onnx", model)
         from metaser import model_card
         from metaser.model_file import load
 
@@ -201,7 +226,8 @@ def export(
         if onnx is not None:
             from metaser import export as network
 
-            difference = network.to_onnx(file.predictor.model, onnx)
+            onnx.parent.mkdir(parents=True, exist_ok=True)
+            difference = network.to_onnx(file.predictor.model, onnx, frames)
             typer.echo(f"{onnx}: scores differ by at most {difference:.1e}")
         if card is not None:
             model_card.write_card(card, model_card.card(file, model.stem, difference))
@@ -313,6 +339,8 @@ def _show_evaluation(result) -> None:
         typer.echo(f"  {name}: {', '.join(map(str, counts))}")
     for group, own in result.groups.groupby("group", sort=False):
         full = own[own["classes"] == own["classes"].max()]
+        if len(full) < 2:
+            continue  # nothing to compare
         worst, best = full.loc[full["uar"].idxmin()], full.loc[full["uar"].idxmax()]
         typer.echo(
             f"by {group}: from {100 * worst['uar']:.1f} % ({worst['name']}, {worst['clips']} "
