@@ -274,7 +274,7 @@ def test_a_clip_is_recorded_by_the_microphone(sheet, served):
     assert np.abs(sound).max() > 0.01  # the beeps of Chromium's made-up microphone
     sheet.on("dialog", lambda question: question.accept())  # whether to leave: labels are lost
     sheet.reload()
-    until = time.monotonic() + 5
+    until = time.monotonic() + 30
     while key in served.desk.clips and time.monotonic() < until:
         sheet.wait_for_timeout(20)
     assert key not in served.desk.clips
