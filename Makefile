@@ -10,6 +10,9 @@ PYTHON = python3
 VENV = .venv
 WORKERS = 2
 PIP = $(VENV)/bin/python -m pip
+# A file's tests stay in one process, which makes their fixtures once.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) \
+	--dist loadfile --no-loadscope-reorder
 LEARN2LEARN = $(PIP) install --no-deps -r requirements-learn2learn.txt
 SOURCES = setup.cfg pyproject.toml constraints.txt requirements-learn2learn.txt metaser/__init__.py
 
@@ -17,10 +20,11 @@ demo: $(VENV)/demo.installed
 	$(VENV)/bin/metaser demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow"
+	@echo "Tests marked slow are left out: make test-all runs them, too."
+	$(PYTEST) -m "not slow"
 
 test-all: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS)
+	$(PYTEST)
 
 lint: $(VENV)/test.installed
 	$(VENV)/bin/ruff check .

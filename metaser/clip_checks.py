@@ -178,14 +178,20 @@ def lag_correlation(a: np.ndarray, b: np.ndarray, rate: float) -> float:
     """
     from scipy.signal import fftconvolve
 
-    ones = np.ones(len(a)), np.ones(len(b))
-    overlap = fftconvolve(*ones)
+    overlap = _running_sum(np.ones(len(a)), len(b))
     enough = overlap > min(len(a), len(b), max(len(a) / 2, len(b) / 2, rate)) - 0.5
     product = fftconvolve(a, b[::-1], axes=0).sum(axis=1)
-    energy = fftconvolve((a**2).sum(axis=1), ones[1]) * fftconvolve(
-        ones[0], (b[::-1] ** 2).sum(axis=1)
+    energy = _running_sum((a**2).sum(axis=1), len(b)) * _running_sum(
+        (b[::-1] ** 2).sum(axis=1), len(a)
     )
     return float((product / (np.sqrt(np.maximum(energy, 0)) + 1e-9))[enough].max())
+
+
+def _running_sum(values: np.ndarray, width: int) -> np.ndarray:
+    """Sum over every window of this width, those that stick out included: a full convolution."""
+    total = np.concatenate([[0], np.cumsum(values, dtype=float)])
+    ends = np.arange(1, len(values) + width)
+    return total[np.minimum(ends, len(values))] - total[np.maximum(ends - width, 0)]
 
 
 def giveaway(

@@ -1,5 +1,6 @@
 """How much memory a computation needs, found without doing it, and how much there is."""
 
+import math
 import weakref
 from pathlib import Path
 
@@ -23,14 +24,25 @@ class PeakMemory(TorchDispatchMode):
 
     Tensors of the "meta" device count with the size they would have, without taking memory.
 
+    Parameters
+    ----------
+    limit : float
+        Bytes beyond which the computation is given up.
+
     Attributes
     ----------
     now, peak : int
         Bytes of the tensors that are alive, and the largest number so far.
+
+    Raises
+    ------
+    MemoryError
+        Inside the block, as soon as ``now`` is beyond the limit.
     """
 
-    def __init__(self):
+    def __init__(self, limit: float = math.inf):
         super().__init__()
+        self.limit = limit
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
 
@@ -48,6 +60,8 @@ class PeakMemory(TorchDispatchMode):
             self.now += storage.nbytes()
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._forget, key)
+            if self.now > self.limit:
+                raise MemoryError(f"{self.now} bytes are needed, the limit is {self.limit}")
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key)

@@ -98,12 +98,6 @@ def _clips(lengths, frames=None, kind=torch.float64, seed=0) -> Padded:
     return Padded(values * mask[..., None], mask)
 
 
-@pytest.fixture(autouse=True)
-def _same_draws():
-    with torch.random.fork_rng():
-        yield
-
-
 def test_every_backbone_has_a_tiny_configuration():
     assert set(TINY) == set(BACKBONES)
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -504,28 +504,38 @@ def test_an_unknown_fact_of_a_recording_is_refused(run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[str]:
-    """Address of a Dask scheduler with two workers, three processes that talk over loopback."""
+def cluster(tmp_path_factory) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Address of a Dask scheduler with two workers, and what starts one more.
+
+    Each is a process; they talk over loopback.
+    """
     dask = pytest.importorskip("dask.distributed", reason='pip install "dask[distributed]"')
     folder = tmp_path_factory.mktemp("cluster")
     file, log = folder / "scheduler.json", folder / "log"
 
-    def start(*arguments: str) -> subprocess.Popen:
+    processes = []
+
+    def start(*arguments: str) -> None:
         command = [sys.executable, "-m", "dask", *arguments, "--scheduler-file", str(file)]
         with log.open("a") as output:
-            return subprocess.Popen([*command, "--no-dashboard"], stdout=output, stderr=output)
+            processes.append(
+                subprocess.Popen([*command, "--no-dashboard"], stdout=output, stderr=output)
+            )
 
-    worker = ("worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder))
-    processes = [start("scheduler", "--host", "127.0.0.1", "--port", "0")]
+    def start_worker() -> None:
+        start("worker", "--nthreads", "1", "--no-nanny", "--local-directory", str(folder))
+
     try:
-        processes += [start(*worker) for _ in range(2)]
+        start("scheduler", "--host", "127.0.0.1", "--port", "0")
+        start_worker()
+        start_worker()
         while not file.exists():
             assert processes[0].poll() is None, log.read_text()
             time.sleep(0.05)
         address = json.loads(file.read_text())["address"]
         with dask.Client(address) as client:
             client.wait_for_workers(2, timeout=60)
-        yield address
+        yield address, start_worker
     finally:
         for process in processes:
             process.kill()
@@ -538,17 +548,19 @@ def test_a_job_that_the_cluster_cannot_load_ends_the_run(cluster):
             return int, ("no number",)
 
     with pytest.raises(ConnectionError, match="gave up.*different environments"):
-        with cluster_module.workplace(cluster, 1) as (place, _):
+        with cluster_module.workplace(cluster[0], 1) as (place, _):
             Parallel(**place)([delayed(repr)(Unreadable())])
 
 
 def test_a_cluster_that_loses_a_worker_midway_loses_and_doubles_no_row(run, cluster, tmp_path):
     from dask.distributed import Client
 
+    address, start_worker = cluster
+
     def kill_a_busy_worker() -> int:
         """Return how many rows there were when it was killed."""
         rows, started = out / "rows.jsonl", time.monotonic()
-        with Client(cluster) as client:
+        with Client(address) as client:
             processes = client.run(os.getpid)
             while not rows.exists() or not any(client.processing().values()):
                 assert time.monotonic() < started + 60, "no worker was ever busy"
@@ -562,10 +574,12 @@ def test_a_cluster_that_loses_a_worker_midway_loses_and_doubles_no_row(run, clus
     out = tmp_path / "cluster"
     with ThreadPoolExecutor() as pool:
         known = pool.submit(kill_a_busy_worker)
-        rows, _ = run(out, protocol, scheduler=cluster)
+        rows, _ = run(out, protocol, scheduler=address)
         assert 0 < known.result() < len(rows)
-    with Client(cluster) as client:
+    with Client(address) as client:
         assert len(client.nthreads()) == 1
+        start_worker()  # for tests to come
+        client.wait_for_workers(2, timeout=60)
     assert _scores(rows) == _scores(local)
     assert not (out / "checkpoints").exists()
 

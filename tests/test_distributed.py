@@ -1,4 +1,7 @@
-"""Two processes that share a meta-batch arrive where one process arrives."""
+"""Two processes that share the work arrive where one process arrives.
+
+``torchrun`` is started once for all tests: it runs this file as a program, in each process.
+"""
 
 import json
 import os
@@ -6,20 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from metaser.distributed import process_group, rank, share, sum_over_processes
-
-SCRIPT = """
-import sys
-
-import numpy as np
-import pandas as pd
-import torch
-
 from metaser.backbones import MLP
-from metaser.distributed import process_group, rank
+from metaser.cli import app
+from metaser.distributed import process_group, rank, share, sum_over_processes
 from metaser.episodes import TaskSampler
 from metaser.features import Features
 from metaser.methods.maml import MAML
@@ -28,63 +25,6 @@ from metaser.tasks import Task
 from metaser.training import Source, Training, train
 
 CLASSES = ("angry", "sad")
-
-
-def source(name, seed):
-    rng = np.random.default_rng(seed)
-    rows = [(f"{s}{e}{i}", f"s{s}", e, s) for s in range(4) for e in CLASSES for i in range(6)]
-    table = pd.DataFrame(rows, columns=["file", "speaker", "emotion", "unit"])
-    table["clique"] = np.arange(len(table))
-    facts = dict.fromkeys(Task.__dataclass_fields__, None)
-    facts |= {"name": name, "version": 1, "table": table}
-    values = rng.standard_normal((len(table), 1, 3))
-    hashes = table["file"].to_numpy()
-    features = Features(values, np.ones(len(table), int), hashes)
-    return Source(TaskSampler(Task(**facts), CLASSES, 1 + seed, 3), features)
-
-
-torch.set_num_threads(1)
-sources = [source("aa_one", 0), source("bb_two", 1)]
-torch.manual_seed(0)
-method = MAML(Model(MLP(3, (5,)), 2), second_order=True).double()
-plan = Training(updates=4, meta_batch=5, validate_every=2, validation_episodes=3)
-with process_group():
-    history = train(method, sources, sources, plan)
-    if rank() == 0:
-        torch.save({"state": method.state_dict(), "history": history}, sys.argv[1])
-"""
-
-
-def _train(tmp_path: Path, processes: int) -> dict:
-    script, out = tmp_path / "script.py", tmp_path / f"{processes}.pt"
-    script.write_text(SCRIPT)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    launch = launch if processes > 1 else []
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, *launch, str(script), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return torch.load(out, weights_only=True)
-
-
-def test_two_processes_train_as_one(tmp_path):
-    one, two = (_train(tmp_path, processes) for processes in (1, 2))
-    for key, value in one["state"].items():
-        torch.testing.assert_close(two["state"][key], value, rtol=1e-9, atol=1e-12)
-    for first, second in zip(one["history"], two["history"], strict=True):
-        assert second["loss"] == pytest.approx(first["loss"], rel=1e-10)
-        assert second["validation"] == pytest.approx(first["validation"], rel=1e-10)
-
-
-def test_a_lone_process_shares_with_nobody():
-    tensor = torch.tensor([1.0, 2.0])
-    with process_group():
-        assert rank() == 0
-        assert share([1, 2, 3]) == [1, 2, 3]
-        sum_over_processes([tensor])
-    assert tensor.tolist() == [1.0, 2.0]
-
-
 PROTOCOL = """
 name = "small"
 title = "Small"
@@ -105,32 +45,87 @@ methods = { metaser = {}, chance = {} }
 """
 
 
-def test_a_benchmark_shared_by_two_processes_gives_the_rows_of_one(spoken, tmp_path):
-    (tmp_path / "small.toml").write_text(PROTOCOL)
+def _source(name: str, seed: int) -> Source:
+    rng = np.random.default_rng(seed)
+    rows = [(f"{s}{e}{i}", f"s{s}", e, s) for s in range(4) for e in CLASSES for i in range(6)]
+    table = pd.DataFrame(rows, columns=["file", "speaker", "emotion", "unit"])
+    table["clique"] = np.arange(len(table))
+    facts = dict.fromkeys(Task.__dataclass_fields__, None)
+    facts |= {"name": name, "version": 1, "table": table}
+    values = rng.standard_normal((len(table), 1, 3))
+    hashes = table["file"].to_numpy()
+    features = Features(values, np.ones(len(table), int), hashes)
+    return Source(TaskSampler(Task(**facts), CLASSES, 1 + seed, 3), features)
+
+
+def _train(out: Path) -> None:
+    """Train a method; the first process writes its parameters and its history."""
+    sources = [_source("aa_one", 0), _source("bb_two", 1)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        method = MAML(Model(MLP(3, (5,)), 2), second_order=True).double()
+    plan = Training(updates=4, meta_batch=5, validate_every=2, validation_episodes=3)
+    with process_group():
+        history = train(method, sources, sources, plan)
+        if rank() == 0:
+            torch.save({"state": method.state_dict(), "history": history}, out)
+
+
+def work(out: str, *options: str) -> None:
+    """What one process does, or each of several: train a method, then run a benchmark."""
+    _train(Path(out) / "trained.pt")
+    protocol = str(Path(out) / "small.toml")
+    app(["benchmark", protocol, "--out", f"{out}/results", *options], standalone_mode=False)
+
+
+@pytest.fixture(scope="module")
+def places(spoken, tmp_path_factory) -> tuple[Path, Path]:
+    """Folders with what one process and two processes made."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    for folder in (one, two):
+        (folder / "small.toml").write_text(PROTOCOL)
+    options = ["--data", spoken / "audio", "--tasks", spoken / "tasks", "--cache", one / "cache"]
+    options = list(map(str, options))
+    work(str(one), *options)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        + [__file__, two, *options],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    return one, two
+
+
+def test_two_processes_train_as_one(places):
+    one, two = (torch.load(place / "trained.pt", weights_only=True) for place in places)
+    for key, value in one["state"].items():
+        torch.testing.assert_close(two["state"][key], value, rtol=1e-9, atol=1e-12)
+    for first, second in zip(one["history"], two["history"], strict=True):
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-10)
+        assert second["validation"] == pytest.approx(first["validation"], rel=1e-10)
+
+
+def test_a_benchmark_shared_by_two_processes_gives_the_rows_of_one(places):
     rows = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        script = "from metaser.cli import app; app()"
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        launch = [sys.executable, *launch, "--no-python"] if processes > 1 else []
-        place = ["--data", spoken / "audio", "--tasks", spoken / "tasks", "--cache", tmp_path]
-        subprocess.run(
-            [
-                *launch,
-                sys.executable,
-                "-c",
-                script,
-                "benchmark",
-                tmp_path / "small.toml",
-                *place,
-                "--out",
-                out,
-            ],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-            check=True,
-            timeout=180,
-        )
-        found = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    for place in places:
+        lines = (place / "results" / "rows.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
         rows.append({row["method"]: (row["uar"], row["digest"]) for row in found})
         assert len(found) == 2
     assert rows[0] == rows[1]
+
+
+def test_a_lone_process_shares_with_nobody():
+    tensor = torch.tensor([1.0, 2.0])
+    with process_group():
+        assert rank() == 0
+        assert share([1, 2, 3]) == [1, 2, 3]
+        sum_over_processes([tensor])
+    assert tensor.tolist() == [1.0, 2.0]
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

@@ -73,6 +73,8 @@ EPISODES = [
     _episode(3, support=9, query=5),  # another size
     _episode(4, support=9, query=5, frames=3),
 ]
+# Of one size, so that they are stacked; the second has shorter clips and lacks a class.
+PAIR = [_episode(5), _episode(6, frames=3, present=(True, False, True, True))]
 
 
 def _method(name="maml", backbone="mlp", **arguments) -> nn.Module:
@@ -110,7 +112,20 @@ def test_every_method_stacked_is_the_loop(name):
 @pytest.mark.parametrize("name", ["fomaml", "maml", "anil", "fine_tuning"])
 def test_every_backbone_stacked_is_the_loop(name, backbone):
     steps = {} if name == "fine_tuning" else {"inner_steps": 2}
-    _assert_same(_method(name, backbone, **steps), episodes=EPISODES[1:4])
+    _assert_same(_method(name, backbone, **steps), episodes=PAIR)
+
+
+def test_the_pair_is_stacked(monkeypatch):
+    method, tasks = _method(), []
+    engine = MetaBatch(method, "stacked")
+
+    def counted(episodes):
+        tasks.append(len(episodes.query))
+        return method.loss(episodes)
+
+    monkeypatch.setattr(engine, "_loss", counted)
+    engine.backward(PAIR)
+    assert tasks == [2]
 
 
 def test_every_architecture_is_tested():
@@ -178,9 +193,9 @@ def test_chunks_give_the_same_gradient(monkeypatch):
 @pytest.mark.parametrize("mode", ["loop", "stacked"])
 def test_checkpointed_steps_give_the_same_gradient(name, mode, backbone):
     own = {"inner_steps": 2}
-    _, expected = _gradients(_method(name, backbone, **own), mode, EPISODES[1:4])
+    _, expected = _gradients(_method(name, backbone, **own), mode, PAIR)
     own["checkpoint_steps"] = True
-    _, found = _gradients(_method(name, backbone, **own), mode, EPISODES[1:4])
+    _, found = _gradients(_method(name, backbone, **own), mode, PAIR)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-15)
 
@@ -217,6 +232,31 @@ def test_predicted_memory_is_what_the_computation_takes():
     with PeakMemory() as memory:
         method.loss(episode).backward()
     assert predicted == pytest.approx(memory.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("backbone", ["mlp", "recurrent", "multimodal_transformer"])
+def test_memory_beyond_what_is_spare_is_told_from_sizes_alone(backbone, monkeypatch):
+    method, episode = _method("maml", backbone, inner_steps=2), _episode(0)
+    done = memory_of_task(method, episode)
+    kinds = []
+    loss = MAML.loss
+
+    def watched(self, episode):
+        kinds.append(episode.query.targets.device.type)
+        return loss(self, episode)
+
+    monkeypatch.setattr(MAML, "loss", watched)
+    monkeypatch.setattr(meta_batch, "SPARE", done // 2)
+    assert memory_of_task(method, episode) == pytest.approx(done, rel=0.05)
+    assert kinds == ["cpu", "meta"]
+
+
+def test_a_computation_beyond_the_limit_is_given_up():
+    with PeakMemory(limit=8000) as memory:
+        torch.zeros(1000, dtype=torch.float64)
+        with pytest.raises(MemoryError, match="8008 bytes are needed, the limit is 8000"):
+            torch.zeros(1001, dtype=torch.float64)
+    assert memory.now == 0
 
 
 def test_peak_memory_counts_what_is_alive_at_once():

@@ -2,12 +2,14 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("espeakng_loader", reason='needs pip install "metaser[synthetic]"')
 nbclient = pytest.importorskip("nbclient", reason='needs pip install "metaser[test]"')
+jupyter_client = pytest.importorskip("jupyter_client", reason='needs pip install "metaser[test]"')
 nbformat = pytest.importorskip("nbformat", reason='needs pip install "metaser[test]"')
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -36,9 +38,22 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    """One cache for all notebooks: the languages are spoken and heard once."""
-    return tmp_path_factory.mktemp("notebooks")
+def kernel(tmp_path_factory) -> Iterator[tuple["jupyter_client.KernelManager", Path]]:
+    """One kernel for all notebooks, which imports PyTorch once, and the folder that it works in.
+
+    One cache, too: the languages are spoken and heard once.
+    """
+    folder = tmp_path_factory.mktemp("work")
+    root = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {
+        "METASER_CACHE": str(tmp_path_factory.mktemp("cache")),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": root,
+    }
+    manager = jupyter_client.KernelManager()
+    manager.start_kernel(env=environment, cwd=str(folder))
+    yield manager, folder
+    manager.shutdown_kernel(now=True)
 
 
 def test_every_notebook_is_tested():
@@ -62,21 +77,14 @@ def test_one_variable_switches_to_real_speech(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path, cache, tmp_path):
+def test_runs_from_top_to_bottom(path, kernel):
+    manager, folder = kernel
     figures, assertions = EXPECTED[path.stem]
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(assertions))
-    root = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {
-        "METASER_CACHE": str(cache),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": root,
-    }
-    client = nbclient.NotebookClient(
-        notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
-    )
-    client.execute(env=environment)
+    fresh, last = map(nbformat.v4.new_code_cell, ("%reset -f", assertions))
+    notebook.cells = [fresh, *notebook.cells, last]
+    nbclient.NotebookClient(notebook, km=manager, timeout=300).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     images = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(images) == figures
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []

@@ -224,7 +224,7 @@ def test_ten_thousand_resamples_are_quick():
     scores = nested(np.random.default_rng(0), targets=2, seeds=5, episodes=100)
     took = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # whatever else the machine does
         stats.interval(scores, resamples=10_000)
-        took.append(time.perf_counter() - start)
+        took.append(time.process_time() - start)
     assert min(took) < 0.6

@@ -2,7 +2,9 @@
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -157,17 +159,22 @@ class MetaBatch:
 def memory_of_task(method: nn.Module, episode: EpisodeBatch) -> int:
     """Bytes that one episode's loss and gradient need at their peak.
 
-    Found from sizes alone, unless the method looks at values: then by doing it on a copy.
+    Found by doing it on a copy, as long as that takes less than ``SPARE``, or all that is free;
+    beyond, from sizes alone, which is slower, but takes no memory. A method that looks at values
+    has to do it in any case.
     """
-    try:
-        return _peak(copy.deepcopy(method).to("meta"), episode.to("meta"))
-    except Exception:  # whatever a backbone does to tensors without values
-        with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
+        limit = min(SPARE, available_memory(device_of(method)))
+        with suppress(MemoryError):
+            return _peak(copy.deepcopy(method), episode, limit)
+        try:
+            return _peak(copy.deepcopy(method).to("meta"), episode.to("meta"))
+        except Exception:  # whatever a backbone does to tensors without values
             return _peak(copy.deepcopy(method), episode)
 
 
-def _peak(method: nn.Module, episode: EpisodeBatch) -> int:
-    with PeakMemory() as memory:
+def _peak(method: nn.Module, episode: EpisodeBatch, limit: float = math.inf) -> int:
+    with PeakMemory(limit) as memory:
         method.loss(episode).backward()
     return max(memory.peak, 1)
 
