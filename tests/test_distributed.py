@@ -1,6 +1,7 @@
 """Two processes that share the work arrive where one process arrives.
 
-``torchrun`` is started once for all tests: it runs this file as a program, in each process.
+One process is that of the tests; two are of ``torchrun``, which runs this file as a program. It is
+started once a test: a second group of the same processes could meet what is left of the first.
 """
 
 import json
@@ -58,7 +59,7 @@ def _source(name: str, seed: int) -> Source:
     return Source(TaskSampler(Task(**facts), CLASSES, 1 + seed, 3), features)
 
 
-def _train(out: Path) -> None:
+def training(out: str) -> None:
     """Train a method; the first process writes its parameters and its history."""
     sources = [_source("aa_one", 0), _source("bb_two", 1)]
     with torch.random.fork_rng():
@@ -71,36 +72,27 @@ def _train(out: Path) -> None:
             torch.save({"state": method.state_dict(), "history": history}, out)
 
 
-def work(out: str, *options: str) -> None:
-    """What one process does, or each of several: train a method, then run a benchmark."""
-    _train(Path(out) / "trained.pt")
-    protocol = str(Path(out) / "small.toml")
-    app(["benchmark", protocol, "--out", f"{out}/results", *options], standalone_mode=False)
+def command(*arguments: str) -> None:
+    """Run a command of MetaSER."""
+    app(arguments, standalone_mode=False)
 
 
-@pytest.fixture(scope="module")
-def places(spoken, tmp_path_factory) -> tuple[Path, Path]:
-    """Folders with what one process and two processes made."""
-    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    for folder in (one, two):
-        (folder / "small.toml").write_text(PROTOCOL)
-    options = ["--data", spoken / "audio", "--tasks", spoken / "tasks", "--cache", one / "cache"]
-    options = list(map(str, options))
-    work(str(one), *options)
+def _in_two_processes(work: str, *arguments) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        + [__file__, two, *options],
+        [*launch, __file__, work, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=180,
     )
     assert done.returncode == 0, done.stderr
-    return one, two
 
 
-def test_two_processes_train_as_one(places):
-    one, two = (torch.load(place / "trained.pt", weights_only=True) for place in places)
+def test_two_processes_train_as_one(tmp_path):
+    training(str(tmp_path / "1.pt"))
+    _in_two_processes("training", tmp_path / "2.pt")
+    one, two = (torch.load(tmp_path / f"{count}.pt", weights_only=True) for count in (1, 2))
     for key, value in one["state"].items():
         torch.testing.assert_close(two["state"][key], value, rtol=1e-9, atol=1e-12)
     for first, second in zip(one["history"], two["history"], strict=True):
@@ -108,10 +100,15 @@ def test_two_processes_train_as_one(places):
         assert second["validation"] == pytest.approx(first["validation"], rel=1e-10)
 
 
-def test_a_benchmark_shared_by_two_processes_gives_the_rows_of_one(places):
+def test_a_benchmark_shared_by_two_processes_gives_the_rows_of_one(spoken, tmp_path):
+    (tmp_path / "small.toml").write_text(PROTOCOL)
+    place = ["--data", spoken / "audio", "--tasks", spoken / "tasks", "--cache", tmp_path]
+    arguments = list(map(str, ["benchmark", tmp_path / "small.toml", *place, "--out"]))
+    command(*arguments, str(tmp_path / "1"))
+    _in_two_processes("command", *arguments, tmp_path / "2")
     rows = []
-    for place in places:
-        lines = (place / "results" / "rows.jsonl").read_text().splitlines()
+    for processes in "12":
+        lines = (tmp_path / processes / "rows.jsonl").read_text().splitlines()
         found = [json.loads(line) for line in lines]
         rows.append({row["method"]: (row["uar"], row["digest"]) for row in found})
         assert len(found) == 2
@@ -128,4 +125,4 @@ def test_a_lone_process_shares_with_nobody():
 
 
 if __name__ == "__main__":
-    work(*sys.argv[1:])
+    {"training": training, "command": command}[sys.argv[1]](*sys.argv[2:])

@@ -21,7 +21,6 @@ from metaser.model import Model
 from metaser.protocol import Protocol
 
 transformers = pytest.importorskip("transformers", reason="pip install 'metaser[ssl]'")
-pytest.importorskip("peft", reason="pip install 'metaser[ssl]'")
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")
 
 RATE = 16000
@@ -81,6 +80,8 @@ ADAPTED = [kind for kind in KINDS if kind != "w2v-bert"]
 @pytest.fixture(scope="module", autouse=True)
 def offline():
     """Nothing is asked of the network; without this the hub would be tried five times."""
+    # Not above: importing it takes seconds, in processes that run other files, too.
+    pytest.importorskip("peft", reason="pip install 'metaser[ssl]'")
     import huggingface_hub
 
     with pytest.MonkeyPatch.context() as patch:
