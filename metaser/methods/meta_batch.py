@@ -20,7 +20,7 @@ MEGABYTE = 2**20
 SPARE = 128 * MEGABYTE
 """A chunk of tasks may need this much more than one and a half times what one task needs."""
 
-LARGE, LARGE_CONVOLUTION = 64 * MEGABYTE, 16 * MEGABYTE
+LARGE, LARGE_CONVOLUTION = 64 * MEGABYTE, 8 * MEGABYTE
 """A task that needs more than this has operations that fill a processor by themselves: stacked,
 they no longer fit its cache, and take longer."""
 
