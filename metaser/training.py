@@ -256,6 +256,8 @@ def _update(
         )
         for place in own
     ]
+    if getattr(method, "terms", None) is not None:
+        method.terms.catch_up(method.model, drawn, len(chosen))
     losses[list(own)] = torch.tensor(engine.backward(drawn, len(chosen)), dtype=torch.float64)
     sum_over_processes([losses])
     sum_over_processes([value.grad for value in trainable])
