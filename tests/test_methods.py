@@ -12,6 +12,7 @@ from torch import nn
 from metaser.backbones import MLP, Recurrent
 from metaser.episodes import TaskSampler, tensors
 from metaser.methods import METHODS
+from metaser.methods.support_gan import SupportGAN
 from metaser.metrics import uar
 from metaser.model import Model
 
@@ -59,6 +60,8 @@ def _state(method):
 def _equal(one, other) -> bool:
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, SupportGAN):
+        return _equal(vars(one), vars(other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
@@ -164,12 +167,13 @@ def test_what_arrives_after_training_changes_adaptation_alone(name, episode):
     adaptation = getattr(getattr(kind, "func", kind), "ADAPTATION", ())
     changes = {"steps": 3, "rate": 0.5, "adapt_steps": 3, "adapt_rate": 0.5, "trainable": "head"}
     changes |= {"rehearsal": 2.0, "cycle": "released", "fresh_head": True, "batch_size": 7}
+    changes |= {"generated": 2}
     preset = getattr(kind, "keywords", {})
     if "adapts" in preset or "head" in preset:  # these adapt by the inner loop alone
         adaptation = {"adapt_steps"}
     for argument in adaptation:
         own = {argument: changes[argument]}
-        if argument in ("cycle", "fresh_head"):
+        if argument in ("cycle", "fresh_head", "generated"):
             own["trainable"] = "head"
         if argument == "rehearsal" and "adapt_rate" in adaptation:
             own["adapt_rate"] = 0.5
