@@ -143,7 +143,7 @@ def _tuned(generated: int, enlarge=None):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         method = METHODS["head_tuning"](
-            Model(MLP(4, (8,)), 3), steps=100, rate=1e-2, generated=generated
+            Model(MLP(4, (8,)), 3), steps=100, rate=1e-2, generated=generated, gan_steps=300
         )
     method.fit([_clips(0.0, 50), _clips(0.0, 50, seed=1)])
     if enlarge is not None:

@@ -67,7 +67,7 @@ class SupportGAN:
         """
         values = [_vectors(batch) for batch in sources]
         pooled = torch.cat(values)
-        self._centre, self._spread = pooled.mean(dim=0), pooled.std(dim=0) + 1e-6
+        self._centre, self._spread = _moments(pooled)
         self._real = (pooled - self._centre) / self._spread
         self._targets = torch.cat([batch.targets for batch in sources])
         self._weights = torch.cat([torch.full((len(v),), 1 / len(v)) for v in values])
@@ -118,7 +118,7 @@ class SupportGAN:
         """Generated vectors of some classes."""
         draw = torch.Generator().manual_seed(self.seed)
         if self.gan is None:
-            centre, spread = vectors.mean(dim=0), vectors.std(dim=0) + 1e-6
+            centre, spread = _moments(vectors)
             gan, steps = self._new(vectors.shape[1], len(support.classes)), self.steps
             real, known = (vectors - centre) / spread, support.targets
             weights = torch.ones(len(real))
@@ -141,6 +141,12 @@ class SupportGAN:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             return FeatureGAN(channels, classes)
+
+
+def _moments(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel; one that never varies keeps its unit."""
+    spread = vectors.std(dim=0)
+    return vectors.mean(dim=0), spread.masked_fill(spread < 1e-6, 1.0)
 
 
 def _vectors(batch: Batch) -> Tensor:

@@ -41,6 +41,9 @@ class Transfer(nn.Module):
     generated : int
         Embeddings a class, at least 0, that a GAN adds to the support set while the head is tuned,
         see ``SupportGAN``; it learns from the source clips' embeddings.
+    gan_steps : int
+        Steps of the GAN's game on the source clips. Embeddings ask for more than features: 1000
+        covered less than a tenth of them.
     terms : dict, optional
         Further terms of the loss while pre-training, as arguments of ``OuterTerms``:
         ``{"adversary": 0.1}`` is domain-adversarial training.
@@ -53,7 +56,7 @@ class Transfer(nn.Module):
     """
 
     ADAPTATION = frozenset(
-        {"trainable", "steps", "rate", "rehearsal", "cycle", "fresh_head", "generated"}
+        {"trainable", "steps", "rate", "rehearsal", "cycle", "fresh_head", "generated", "gan_steps"}
     )
     """Arguments that matter only after training."""
 
@@ -71,6 +74,7 @@ class Transfer(nn.Module):
         cycle: str = "paper",
         fresh_head: bool = False,
         generated: int = 0,
+        gan_steps: int = 5000,
         terms: dict[str, float] | None = None,
         domains: dict[str, int] | None = None,
     ):
@@ -96,7 +100,8 @@ class Transfer(nn.Module):
         self.cycle = cycle
         self.fresh_head = fresh_head
         self.generated = generated
-        self.gan = SupportGAN(generated) if generated else None
+        self.gan_steps = gan_steps
+        self.gan = SupportGAN(generated, gan_steps) if generated else None
         self.sources: list[Batch] = []
         self.terms = make_terms(model, terms, domains)
         self.hears_other = self.terms is not None and self.terms.contrast > 0
