@@ -148,7 +148,11 @@ def test_adversaries_that_diverge_are_named():
         method.terms.catch_up(method.model, [_episode()], 1)
 
 
-def test_without_adversaries_nothing_catches_up():
+def test_without_adversaries_or_episodes_nothing_catches_up():
+    method = _method("adversarial", terms={"adversary": 1.0})
+    before = [value.clone() for value in method.parameters()]
+    method.terms.catch_up(method.model, [], 2)  # a process whose share is empty
+    assert all(map(torch.equal, before, method.parameters()))
     for terms in ({"contrast": 1.0}, {"adversary": 1.0, "adversary_steps": 0}):
         method = _method("adversarial", terms=terms)
         before = [value.clone() for value in method.state_dict().values()]
