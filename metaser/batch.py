@@ -55,9 +55,10 @@ class Batch:
     modalities : dict of str to Padded
         One entry a modality, named as backbones name their arguments ("audio", …).
     targets : Tensor
-        (clips,) int64 class indices.
+        (clips,) int64 class indices; or (clips, ratings) float, NaN where a clip is not rated, for
+        methods whose loss is ``inner_loop.task_loss``.
     classes : Tensor
-        (classes,) bool; which of the protocol's classes the task of these clips has.
+        (classes,) bool; which of the protocol's classes, or ratings, the task of these clips has.
     domains : dict of str to Tensor
         (clips,) int64 numbers of what an adversary should not hear, "speaker" and "corpus", unique
         over the source tasks of a training; empty where nobody asks.
@@ -124,7 +125,8 @@ def join(batches: Sequence[Batch]) -> Batch:
         name: torch.cat([batch.domains[name] for batch in batches], dim=-1)
         for name in batches[0].domains
     }
-    targets = torch.cat([batch.targets for batch in batches], dim=-1)
+    clips = batches[0].classes.dim() - 1  # ratings have a further dimension
+    targets = torch.cat([batch.targets for batch in batches], dim=clips)
     classes = torch.stack([batch.classes for batch in batches]).any(dim=0)
     return Batch(modalities, targets, classes, domains)
 

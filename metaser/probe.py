@@ -1,19 +1,30 @@
-"""What can be read from embeddings: a logistic regression tells speaker, corpus and emotion."""
+"""What can be read from embeddings: a classifier tells speaker, corpus and emotion."""
+
+from functools import partial
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from metaser.metrics import uar
 
 READ = ("speaker", "corpus", "emotion")
 FOLDS = 3
 
+READERS = {"linear": partial(LogisticRegression, max_iter=1000), "kernel": partial(SVC, C=10.0)}
+"""Logistic regression, and a support vector machine with a Gaussian kernel, which finds what lies
+on no line."""
+
 
 def probe(
-    embeddings: np.ndarray, speaker: np.ndarray, corpus: np.ndarray, emotion: np.ndarray
+    embeddings: np.ndarray,
+    speaker: np.ndarray,
+    corpus: np.ndarray,
+    emotion: np.ndarray,
+    reader: str = "linear",
 ) -> dict[str, dict[str, float]]:
     """How well each label is read from the embeddings of clips that the reader has not learnt from.
 
@@ -26,6 +37,8 @@ def probe(
         (clips, dim), standardised for the reader.
     speaker, corpus, emotion : ndarray
         (clips,) labels; a speaker belongs to one corpus.
+    reader : {"linear", "kernel"}
+        What reads, see ``READERS``.
 
     Returns
     -------
@@ -39,7 +52,7 @@ def probe(
             continue
         folds = StratifiedKFold if name == "speaker" else StratifiedGroupKFold
         predicted = cross_val_predict(
-            make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+            make_pipeline(StandardScaler(), READERS[reader]()),
             embeddings,
             labels,
             groups=None if name == "speaker" else speaker,

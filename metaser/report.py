@@ -122,6 +122,10 @@ METHODS = {
         "GAN augmentation",
         "logistic regression on the support set and on vectors that a GAN generates from it",
     ),
+    "gan_head_tuning": (
+        "GAN head tuning",
+        "head tuning on the support set and on embeddings that a GAN generates from it",
+    ),
     "from_scratch": ("From scratch", "the same network trained on the support set alone"),
     "zero_shot": ("Zero-shot", "trained on the sources, not adapted"),
     "majority": ("Majority", "always the most frequent class"),

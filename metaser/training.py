@@ -33,6 +33,11 @@ class Source:
     sampler: TaskSampler
     features: Features
 
+    @property
+    def name(self) -> str:
+        """Of the task."""
+        return self.sampler.task.name
+
     def draw(self, index: int) -> EpisodeBatch:
         """The tensors of episode ``index``."""
         return tensors(self.sampler.episode(index), self.features)
@@ -113,7 +118,8 @@ def train(
     method : nn.Module
         Has ``loss(episode)``, and perhaps ``order``.
     sources, validation : sequence of Source
-        Episodes to learn from, and episodes of other speakers of the source languages.
+        Episodes to learn from, and episodes of other speakers of the source languages; whatever
+        has a ``name`` and ``draw(index)`` will do.
     training : Training
         Length and rates.
     seed : int
@@ -207,7 +213,7 @@ def validation_loss(
     for (source, index), loss in zip(places, losses.tolist()):
         if not math.isfinite(loss) and not (skip and losses.isfinite().any()):
             raise FloatingPointError(
-                f"the loss of validation episode {index} of {source.sampler.task.name} is "
+                f"the loss of validation episode {index} of {source.name} is "
                 f"{loss}: lower the inner or the outer rate"
             )
     return float(losses[losses.isfinite()].mean())
@@ -218,7 +224,7 @@ def _is_sequential(method: nn.Module) -> bool:
 
 
 def _names(sources: Sequence[Source]) -> list[str]:
-    return list(dict.fromkeys(source.sampler.task.name for source in sources))
+    return list(dict.fromkeys(source.name for source in sources))
 
 
 def _rate(method, sources, training: Training, step: int) -> float:
@@ -254,10 +260,11 @@ def _update(
             _draw(*chosen[place], first + place, hears_other),
             training,
             [seed, STREAM_MASKS, first + place],
-        )
+        ).to(device_of(method))
         for place in own
     ]
-    drawn = [episode.to(device_of(method)) for episode in drawn]
+    if getattr(method, "terms", None) is not None:
+        method.terms.catch_up(method.model, drawn, len(chosen))
     losses[list(own)] = torch.tensor(engine.backward(drawn, len(chosen)), dtype=torch.float64)
     sum_over_processes([losses])
     sum_over_processes([value.grad for value in trainable])
@@ -302,12 +309,11 @@ def _stop_if_diverged(training: Training, chosen, losses: Tensor, norm: Tensor, 
         if not math.isfinite(loss):
             index = step * training.meta_batch + place
             raise FloatingPointError(
-                f"the loss of episode {index} of {source.sampler.task.name} is {loss} at step "
-                f"{step}: {remedy}"
+                f"the loss of episode {index} of {source.name} is {loss} at step {step}: {remedy}"
             )
     if not norm.isfinite():
         first = step * training.meta_batch
-        drawn = [f"{first + i} of {s.sampler.task.name}" for i, (s, _) in enumerate(chosen)]
+        drawn = [f"{first + i} of {s.name}" for i, (s, _) in enumerate(chosen)]
         raise FloatingPointError(
             f"the gradient of step {step} has norm {norm.item()}, while the loss of each of its "
             f"episodes ({', '.join(drawn)}) is finite: {remedy}"
@@ -325,7 +331,7 @@ def _choose(
     rng = np.random.default_rng([seed, STREAM_TASKS, step])
     names = _names(sources)
     turn = [names[step * len(names) // training.updates]]
-    by_name = {name: [s for s in sources if s.sampler.task.name == name] for name in names}
+    by_name = {name: [s for s in sources if s.name == name] for name in names}
 
     def one_of(own: list[Source]) -> Source:
         return own[rng.integers(len(own))]

@@ -55,7 +55,9 @@ def _source(name: str, seed: int) -> Source:
     facts |= {"name": name, "version": 1, "table": table}
     values = rng.standard_normal((len(table), 1, 3))
     hashes = table["file"].to_numpy()
-    features = Features(values, np.ones(len(table), int), hashes)
+    speaker = 4 * seed + table["speaker"].str[1:].astype(int).to_numpy()
+    domains = {"speaker": speaker, "corpus": np.full(len(table), seed)}
+    features = Features(values, np.ones(len(table), int), hashes, domains=domains)
     return Source(TaskSampler(Task(**facts), CLASSES, 1 + seed, 3), features)
 
 
@@ -64,7 +66,8 @@ def training(out: str) -> None:
     sources = [_source("aa_one", 0), _source("bb_two", 1)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        method = MAML(Model(MLP(3, (5,)), 2), second_order=True).double()
+        model, known = Model(MLP(3, (5,)), 2), {"speaker": 8, "corpus": 2}
+        method = MAML(model, second_order=True, terms={"adversary": 0.5}, domains=known).double()
     plan = Training(updates=4, meta_batch=5, validate_every=2, validation_episodes=3)
     with process_group():
         history = train(method, sources, sources, plan)

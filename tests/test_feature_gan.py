@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from metaser.backbones import MLP
 from metaser.batch import Batch, Padded
 from metaser.feature_gan import FeatureGAN, play, quality
+from metaser.methods import METHODS
 from metaser.methods.gan_augmentation import GANAugmentation
+from metaser.methods.support_gan import SupportGAN
+from metaser.model import Model
 
 
 def _gan(channels=1, classes=1, **sizes) -> FeatureGAN:
@@ -92,13 +96,13 @@ def _clips(shift, shots=5, seed=0, classes=3, channels=4) -> Batch:
 
 
 def test_generated_vectors_are_of_their_class_and_move_with_the_support_set():
-    method = GANAugmentation(steps=600, adapt_steps=300)
+    method = SupportGAN(steps=600, adapt_steps=300)
     method.fit([_clips(0.0, 100), _clips(0.0, 100, seed=1)])
     assert method.quality.coverage > 0.3
     support = _clips(1.5, 10, seed=2)
     vectors, targets = support.modalities["audio"].mean(), torch.arange(3).repeat_interleave(50)
     made = method._made(vectors, support, targets)
-    unmoved = GANAugmentation.__new__(GANAugmentation)
+    unmoved = SupportGAN.__new__(SupportGAN)
     unmoved.__dict__ = {**vars(method), "adapt_steps": 0}
     before = unmoved._made(vectors, support, targets)
     for k in range(3):
@@ -132,3 +136,35 @@ def test_a_collapse_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING, "metaser"):
         GANAugmentation(steps=0).fit([_clips(0.0, 50)])
     assert "coverage 0.0" in caplog.text
+
+
+def _tuned(generated: int, enlarge=None):
+    """Head tuning of an untrained network on two clips a class, and its scores of others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        method = METHODS["head_tuning"](
+            Model(MLP(4, (8,)), 3), steps=100, rate=1e-2, generated=generated, gan_steps=300
+        )
+    method.fit([_clips(0.0, 50), _clips(0.0, 50, seed=1)])
+    if enlarge is not None:
+        method.gan.enlarged = enlarge
+    return method, method.adapt(_clips(0.0, 2, seed=2))(_clips(0.0, 30, seed=3).modalities)
+
+
+def test_the_head_is_tuned_on_given_and_generated_embeddings():
+    """With the generator switched off it is head tuning; with it the support set is larger."""
+    _, plain = _tuned(0)
+    seen = []
+    method, off = _tuned(5, enlarge=lambda support: seen.append(support) or support)
+    assert torch.equal(plain, off)
+    (support,) = seen
+    assert support.modalities["audio"].values.shape == (6, 1, 8)
+    larger = SupportGAN.enlarged(method.gan, support)
+    assert len(larger) == 6 + 3 * 5 and torch.equal(larger.targets.bincount(), torch.full((3,), 7))
+    found, scores = _tuned(5)
+    assert found.use_sources and found.quality is not None and not torch.equal(scores, plain)
+
+
+def test_generated_embeddings_are_for_the_head_alone():
+    with pytest.raises(ValueError, match="generated are of the head's tuning"):
+        METHODS["fine_tuning"](Model(MLP(4, (8,)), 3), generated=5)

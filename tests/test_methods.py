@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from metaser.backbones import MLP, Recurrent
+from metaser.batch import Padded
 from metaser.episodes import TaskSampler, tensors
 from metaser.methods import METHODS
+from metaser.methods.support_gan import SupportGAN
 from metaser.metrics import uar
 from metaser.model import Model
 
@@ -59,6 +61,8 @@ def _state(method):
 def _equal(one, other) -> bool:
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, SupportGAN):
+        return _equal(vars(one), vars(other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
@@ -164,12 +168,13 @@ def test_what_arrives_after_training_changes_adaptation_alone(name, episode):
     adaptation = getattr(getattr(kind, "func", kind), "ADAPTATION", ())
     changes = {"steps": 3, "rate": 0.5, "adapt_steps": 3, "adapt_rate": 0.5, "trainable": "head"}
     changes |= {"rehearsal": 2.0, "cycle": "released", "fresh_head": True, "batch_size": 7}
+    changes |= {"generated": 2, "gan_steps": 3}
     preset = getattr(kind, "keywords", {})
     if "adapts" in preset or "head" in preset:  # these adapt by the inner loop alone
         adaptation = {"adapt_steps"}
     for argument in adaptation:
         own = {argument: changes[argument]}
-        if argument in ("cycle", "fresh_head"):
+        if argument in ("cycle", "fresh_head", "generated"):
             own["trainable"] = "head"
         if argument == "rehearsal" and "adapt_rate" in adaptation:
             own["adapt_rate"] = 0.5
@@ -402,3 +407,29 @@ def test_a_support_set_of_one_class_is_refused(name, episode):
     one = episode.support[episode.support.targets == 2]
     with pytest.raises(ValueError, match=r"5 clips of one class \(index \[2\]\)"):
         _make(name).adapt(one)
+
+
+@pytest.mark.parametrize("sources", [True, False])
+def test_a_channel_that_never_varied_does_not_drown_the_others(episode, sources):
+    """Silent in all that the scale comes from, as a dead channel of an encoder is; not later."""
+
+    def with_channel(batch, values):
+        audio = batch.modalities["audio"]
+        channel = values.to(audio.values).view(-1, 1, 1).expand(-1, audio.values.shape[1], 1)
+        joined = Padded(torch.cat([audio.values, channel], dim=2), audio.mask)
+        return replace(batch, modalities={"audio": joined})
+
+    silent, heard = torch.zeros(len(episode.support)), torch.linspace(-1, 1, len(episode.support))
+    asked = with_channel(episode.query, torch.linspace(-1, 1, len(episode.query)))
+    method = _make("logistic_regression", strength=0.1, use_sources=sources)
+    if sources:
+        method.fit([with_channel(episode.support, silent)])
+    support = with_channel(episode.support, heard if sources else silent)
+    scores = method.adapt(support)(asked.modalities)
+    plain = _make("logistic_regression", strength=0.1, use_sources=sources)
+    if sources:
+        plain.fit([episode.support])
+    expected = plain.adapt(episode.support)(episode.query.modalities)
+    truth = episode.query.targets.numpy()
+    found = uar(truth, scores.argmax(dim=1).numpy())
+    assert found > uar(truth, expected.argmax(dim=1).numpy()) - 0.1

@@ -112,6 +112,54 @@ def test_the_gradients_are_those_of_the_two_players(balance):
     assert set(method.terms.adversaries) == {name for name, share in shares.items() if share}
 
 
+def test_adversaries_catch_up_by_gradient_descent_on_standardised_embeddings():
+    """Against PyTorch's SGD on the written loss; the model and the embedding's scale stay out."""
+    terms = {"adversary": 0.7, "balance": 0.3, "adversary_steps": 4, "adversary_rate": 0.5}
+    method, other = _method("adversarial", terms=terms), _method("adversarial", terms=terms)
+    episodes = [_episode(), EpisodeBatch(_batch(3, clips=4), _batch(4))]
+    before = [value.clone() for value in method.model.parameters()]
+    method.terms.catch_up(method.model, episodes, 2)
+    assert all(map(torch.equal, before, method.model.parameters()))
+
+    clips = [episode.joined() for episode in episodes]
+    embeddings = [method.model.backbone(**each.modalities).detach() for each in clips]
+    weights = np.concatenate([np.full(len(each), 1 / len(each)) for each in clips])
+    whole = torch.cat(embeddings).numpy()
+    centre = np.average(whole, axis=0, weights=weights)
+    spread = np.average((whole - centre) ** 2, axis=0, weights=weights) ** 0.5
+    centre, spread = torch.from_numpy(centre), torch.from_numpy(spread) + 1e-3
+    adversaries = other.terms.adversaries
+    optimiser = torch.optim.SGD(adversaries.parameters(), lr=0.5)
+    for _ in range(4):
+        optimiser.zero_grad()
+        for each, vectors in zip(clips, embeddings):
+            for name, share in (("speaker", 0.3), ("corpus", 0.7)):
+                scores = adversaries[name]((vectors - centre) / spread)
+                (share * cross_entropy(scores, each.domains[name]) / 2).backward()
+        optimiser.step()
+    for ours, theirs in zip(method.terms.adversaries.parameters(), adversaries.parameters()):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_adversaries_that_diverge_are_named():
+    terms = {"adversary": 1.0, "adversary_steps": 50, "adversary_rate": 1e200}
+    method = _method("adversarial", terms=terms)
+    with pytest.raises(FloatingPointError, match="lower adversary_rate, which is 1e"):
+        method.terms.catch_up(method.model, [_episode()], 1)
+
+
+def test_without_adversaries_or_episodes_nothing_catches_up():
+    method = _method("adversarial", terms={"adversary": 1.0})
+    before = [value.clone() for value in method.parameters()]
+    method.terms.catch_up(method.model, [], 2)  # a process whose share is empty
+    assert all(map(torch.equal, before, method.parameters()))
+    for terms in ({"contrast": 1.0}, {"adversary": 1.0, "adversary_steps": 0}):
+        method = _method("adversarial", terms=terms)
+        before = [value.clone() for value in method.state_dict().values()]
+        method.terms.catch_up(method.model, [_episode()], 1)
+        assert all(map(torch.equal, before, method.state_dict().values()))
+
+
 def test_without_progress_the_backbone_does_not_listen_to_the_adversaries():
     plain, method = _method("fine_tuning"), _method("adversarial", terms={"adversary": 5.0})
     method.progress = 0.0
@@ -187,6 +235,8 @@ def test_corpus_alone_needs_no_speakers():
     [
         ({"adversry": 1.0}, "Did you mean 'adversary'"),
         ({"adversary": -1.0}, "adversary must be at least 0, not -1"),
+        ({"adversary": 1.0, "adversary_rate": 0.0}, "adversary_rate must be above 0, not 0"),
+        ({"adversary": 1.0, "adversary_steps": -1}, "adversary_steps must be at least 0, not -1"),
         ({"adversary": 1.0, "balance": 2.0}, r"balance must be in \[0, 1\], not 2"),
         ({"contrast": 1.0, "temperature": 0.0}, "temperature must be above 0, not 0"),
     ],

@@ -87,6 +87,28 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_by_bit(sources, tmp_path, ki
     assert not _same(whole.state_dict(), _method(kind).state_dict())
 
 
+def test_adversaries_catch_up_while_training_and_resume_bit_by_bit(sources, tmp_path):
+    def number(source, corpus):
+        clips = len(source.sampler.task.table)
+        domains = {"corpus": np.full(clips, corpus)}
+        return replace(source, features=replace(source.features, domains=domains))
+
+    numbered = [[number(source, corpus) for corpus, source in enumerate(s)] for s in sources]
+    terms = {"adversary": 1.0, "balance": 0.0}
+    whole, parts = (_method(Transfer, terms=terms, domains={"corpus": 2}) for _ in range(2))
+    train(whole, *numbered, SHORT)
+    assert whole.terms.centre.any()
+
+    def interrupt(step, loss):
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(parts, *numbered, SHORT, checkpoint=tmp_path / "a.pt", progress=interrupt)
+    train(parts, *numbered, SHORT, checkpoint=tmp_path / "a.pt")
+    assert _same(whole.state_dict(), parts.state_dict())
+
+
 def test_a_finished_run_is_not_run_again(sources, tmp_path):
     first, second = _method(), _method()
     history = train(first, *sources, SHORT, checkpoint=tmp_path / "run.pt")

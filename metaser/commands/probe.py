@@ -10,7 +10,7 @@ import typer
 
 from metaser.commands.options import Cache, Data, Folders, plain_errors
 
-CELL = ("setup", "clips", "read", "method")
+CELL = ("setup", "clips", "read", "reader", "method")
 
 
 def probe(
@@ -62,22 +62,20 @@ def _measure(plan, methods: Sequence[str], out: Path, data, folders, cache) -> I
             if not hasattr(method, "model"):
                 raise ValueError(f"{job.methods[0]} has no embeddings: name methods with a network")
             for clips, tasks in (("sources", job.sources), ("targets", job.targets)):
-                for read, scores in _probe([materials[t] for t in tasks], plan, method).items():
-                    for corpus, score in scores.items():
-                        for label in job.methods:
-                            facts = {"setup": name, "method": label, "seed": job.seed}
-                            facts |= {"clips": clips, "read": read, "corpus": corpus}
-                            yield facts | {"uar": round(score, 5)}
+                for found in _probe([materials[t] for t in tasks], plan, method):
+                    for label in job.methods:
+                        facts = {"setup": name, "method": label, "seed": job.seed}
+                        yield facts | {"clips": clips} | found
             print(f"{name} {', '.join(job.methods)} seed {job.seed}: read", file=sys.stderr)
 
 
-def _probe(materials, plan, method) -> dict[str, dict[str, float]]:
-    """What is read from all clips of some tasks."""
+def _probe(materials, plan, method) -> Iterator[dict]:
+    """What is read from all clips of some tasks, and what guessing evenly would give."""
     import numpy as np
     import pandas as pd
     import torch
 
-    from metaser.probe import probe
+    from metaser.probe import READ, READERS, probe
 
     embeddings = []
     for material in materials:
@@ -86,11 +84,15 @@ def _probe(materials, plan, method) -> dict[str, dict[str, float]]:
         with torch.no_grad():
             embeddings.append(method.model.embed(batch.modalities))
     clips = pd.concat([m.task.table.assign(corpus=m.task.name) for m in materials])
-    speaker, corpus, emotion = (
-        clips[name].to_numpy(str) for name in ("speaker", "corpus", "emotion")
-    )
-    voices = np.char.add(np.char.add(corpus, " "), speaker)
-    return probe(torch.cat(embeddings).numpy(), voices, corpus, emotion)
+    labels = {name: clips[name].to_numpy(str) for name in READ}
+    labels["speaker"] = np.char.add(np.char.add(labels["corpus"], " "), labels["speaker"])
+    for reader in READERS:
+        found = probe(torch.cat(embeddings).numpy(), **labels, reader=reader)
+        for read, scores in found.items():
+            chance = round(1 / len(np.unique(labels[read])), 5)
+            for corpus, score in scores.items():
+                facts = {"read": read, "reader": reader, "corpus": corpus}
+                yield facts | {"uar": round(score, 5), "chance": chance}
 
 
 def table(rows: Sequence[dict], methods: Sequence[str]) -> str:
@@ -103,17 +105,18 @@ def table(rows: Sequence[dict], methods: Sequence[str]) -> str:
 
     seeds = sorted({row["seed"] for row in rows})
     cells = dict.fromkeys(tuple(row[name] for name in CELL) for row in rows)
-    kinds = dict.fromkeys((setup, clips, read) for setup, clips, read, _ in cells)
+    kinds = {tuple(row[name] for name in CELL[:-1]): row["chance"] for row in rows}
     lines = [
-        "Mean recall (UAR, %) of a logistic regression on embeddings, over corpora and "
+        "Mean recall (UAR, %) of a classifier on embeddings (linear: logistic regression, kernel: "
+        "support vector machine with a Gaussian kernel), over corpora and "
         f"{len(seeds)} seeds [95 % interval; scores]. Corpus and emotion are read from speakers "
         f"that the reader has not heard. Differences are to {methods[0]}, corpus by corpus and "
         "seed by seed.",
         "",
-        "| setup | clips | read | method | UAR | difference |",
-        "|---|---|---|---|---|---|",
+        "| setup | clips | read | reader | chance | method | UAR | difference |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for kind in kinds:
+    for kind, chance in kinds.items():
         first = scores(*kind, methods[0])
         for method in methods:
             if (*kind, method) not in cells:
@@ -124,7 +127,8 @@ def table(rows: Sequence[dict], methods: Sequence[str]) -> str:
                 found = paired_test(own, first)
                 gap = f"{_percent(found.difference, found, '+')}], p = {found.p:.3f}"
             value = f"{_percent(mean.mean, mean)}; {mean.episodes}]"
-            lines.append(f"| {' | '.join([*kind, method, value, gap])} |")
+            guess = f"{100 * chance:.1f}"
+            lines.append(f"| {' | '.join([*kind, guess, method, value, gap])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -27,14 +27,17 @@ from metaser import __version__
 from metaser.backbones import BACKBONES
 from metaser.batch import Padded
 from metaser.concordance import ccc_of_moments, moments
+from metaser.dimensional.meta import RatedClips, meta_learnt
 from metaser.dimensional.protocol import DimensionalProtocol, Learning, View
 from metaser.dimensional.rating import FrameRater, predicted, tuned
 from metaser.features import extract, make_frontend, normalise
 from metaser.fusion import Fit, Rows, fuse, out_of_fold
+from metaser.methods.maml import MAML
 from metaser.model import Model
 from metaser.rows import append_row, read_rows
 from metaser.store import write_json
 from metaser.tasks import Task, read_task
+from metaser.training import Training
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +55,7 @@ class System:
         A view of the protocol, or "all" for a fusion of several.
     method : str
         "network", "ridge", "mean", "late", "multistage"; "adapted" from the network that learnt by
-        CCC, or "scratch".
+        CCC, "scratch", or "meta", adapted from one that was meta-learnt.
     loss : str
         By which a network learns, or adapts.
     tasking : str
@@ -173,12 +176,16 @@ def systems(protocol: DimensionalProtocol) -> list[System]:
                     System(view, "adapted", "mse", shots=shots),
                     System(view, "scratch", shots=shots),
                 ]
+                if protocol.meta is not None:
+                    found += [System(view, "meta", shots=shots), System(view, "ridge", shots=shots)]
     return found
 
 
 def settings(protocol: DimensionalProtocol) -> str:
     """Digest of all that decides a row's numbers, besides its seed and target."""
-    facts = protocol.model_dump(exclude={"title", "description", "seeds", "targets"})
+    selection = {"title", "description", "seeds", "targets"}
+    # Where it is not set, rows from before there was such a section stand as they are.
+    facts = protocol.model_dump(exclude=selection | (set() if protocol.meta else {"meta"}))
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
 
 
@@ -316,6 +323,7 @@ class Bench:
         weights = [protocol.weights.get(rating, 1.0) for rating in protocol.ratings]
         self.weights = torch.tensor(weights)
         self._trained = functools.cache(self._train)
+        self._meta_learnt = functools.cache(self._meta_learn)
 
     def predict(self, system: System, target: str) -> np.ndarray:
         """Ratings (clips, ratings) of all clips of a target, none of which the system has learnt.
@@ -433,7 +441,7 @@ class Bench:
         halves = np.array_split(rng.permutation(np.unique(units)), 2)
         if system.method == "scratch":
             start = self._new(system.view, columns)
-        else:
+        elif system.method == "adapted":
             sources = _of(self.pool, self.protocol.sources)
             start = self._trained(system.view, "ccc", columns, sources.tobytes())
         found = np.empty((len(rows), len(columns)))
@@ -446,12 +454,46 @@ class Bench:
                     "are wanted to adapt to: lower shots in [adaptation]"
                 )
             support = rng.permutation(rated)[: system.shots]
+            if system.method in ("meta", "ridge"):
+                rate = self._rater(system, support)
+                found[~inside] = rate(rows[~inside])
+                continue
             learning = self.protocol.adaptation.learning
             if system.method == "scratch":
                 learning = self.protocol.learning
             model = self._tune(start, system.view, system.loss, columns, support, learning)
             found[~inside] = predicted(model, self.pool.views[system.view][rows[~inside]])
         return found
+
+    def _rater(self, system: System, support: Rows) -> Callable[[Rows], np.ndarray]:
+        """Ridge regression on some clips alone, or the meta-learnt model adapted to them."""
+        if system.method == "ridge":
+            return self._ridge(system.view, support)
+        view = self.pool.views[system.view]
+        adapted = self._meta_learnt(system.view).adapt(self._clips(system.view, support).batch())
+        return lambda others: adapted({"audio": view[others]}).numpy()
+
+    def _meta_learn(self, view: str) -> MAML:
+        plan = self.protocol.meta
+        sources = [self._clips(view, _of(self.pool, [name])) for name in self.protocol.sources]
+        return meta_learnt(
+            self._new(view, (*range(len(self.protocol.ratings)),)),
+            sources,
+            self.protocol.adaptation.shots,
+            plan.queries,
+            Training(plan.updates, plan.meta_batch, plan.rate),
+            plan.inner_steps,
+            plan.inner_rate,
+            plan.adapt_steps,
+            self.seed,
+        )
+
+    def _clips(self, view: str, rows: Rows) -> RatedClips:
+        """Rated clips of one task."""
+        clips = self.pool.clips.iloc[rows]
+        ratings = torch.from_numpy(self.pool.ratings[rows]).float()
+        name, units = clips["task"].iloc[0], clips["unit"].to_numpy(str)
+        return RatedClips(name, self.pool.views[view][rows], ratings, units)
 
 
 def _within(fit: Fit, rows: Rows) -> Fit:

@@ -42,6 +42,18 @@ class Adaptation(_Strict):
     learning: Learning
 
 
+class Meta(_Strict):
+    """How the views of ``adaptation`` are meta-learnt, see ``meta.meta_learnt``."""
+
+    updates: Count
+    meta_batch: Count = 4
+    queries: Annotated[int, Field(ge=2)] = 32
+    inner_steps: Count = 5
+    inner_rate: Positive
+    rate: Positive = 1e-3
+    adapt_steps: Count = 10
+
+
 class Fusion(_Strict):
     """Which views are fused, in how many stages, and the C of the regressions."""
 
@@ -71,6 +83,7 @@ class DimensionalProtocol(_Strict):
     views: Annotated[dict[str, View], Field(min_length=1)]
     learning: Learning
     adaptation: Adaptation | None = None
+    meta: Meta | None = None
     fusion: Fusion | None = None
 
     @model_validator(mode="after")
@@ -87,6 +100,15 @@ class DimensionalProtocol(_Strict):
             raise ValueError(f"weights names {stray[0]!r}, which is not among {self.ratings}")
         if self.adaptation is not None and not self.sources:
             raise ValueError("[adaptation] needs sources, from which the models come")
+        if self.meta is not None:
+            if self.adaptation is None:
+                raise ValueError("[meta] needs [adaptation], which says which views, and to what")
+            for view in self.adaptation.views:
+                if view in self.views and self.views[view].network.get("name") == "frames":
+                    raise ValueError(
+                        f"[meta] needs a network that rates clips, and {view!r} rates frames: take "
+                        "one of the backbones, or leave the view out of [adaptation]"
+                    )
         for section in (self.adaptation, self.fusion):
             for view in section.views if section else ():
                 if view not in self.views:

@@ -105,13 +105,14 @@ def system_name(system: System) -> str:
     """A system in words."""
     view, method, loss, tasking, shots, in_sample = system
     if method == "ridge":
-        return f"{view}: ridge regression"
+        return f"{view}: ridge regression" + (f" on {shots} clips alone" if shots else "")
     if view == "all":
         names = {"mean": "mean of the views", "late": "late fusion", "multistage": "multistage"}
         return names[method] + (", fitted on what it is scored on" if in_sample else "")
     parts = [{"ccc": "CCC loss", "mse": "MSE loss"}[loss]]
     parts += ["one model a rating"] * (tasking == "single")
-    start = {"network": "", "adapted": "adapted to", "scratch": "from scratch on"}[method]
+    starts = {"network": "", "adapted": "adapted to", "scratch": "from scratch on"}
+    start = starts.get(method, "meta-learnt, adapted to")
     return f"{view}: " + ", ".join(parts + [f"{start} {shots} clips"] * bool(shots))
 
 
@@ -225,6 +226,14 @@ def _adaptation(found: dict, plain: Sequence[System], adapted: Sequence[System])
                 (view, "network", "ccc", "multi", 0, False),
                 (view, "adapted", "mse", "multi", shots, False),
                 (view, "scratch", "ccc", "multi", shots, False),
+            ]
+            pairs += [(own, other) for other in others]
+        if method == "meta":
+            own = (view, method, loss, tasking, shots, False)
+            others = [
+                (view, "adapted", "ccc", "multi", shots, False),
+                (view, "network", "ccc", "multi", 0, False),
+                (view, "ridge", "ccc", "multi", shots, False),
             ]
             pairs += [(own, other) for other in others]
     return (

@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from metaser.batch import Batch, Padded
@@ -79,20 +80,18 @@ class LogisticRegression:
             np.full(len(t), len(support) / len(t) / (1 if i == 0 else share))
             for i, t in enumerate(targets)
         ]
-        centre, spread = values[0].mean(axis=0), values[0].std(axis=0) + 1e-6
-        if self.sources:
-            pooled = np.concatenate(values[1:])
-            centre, spread = pooled.mean(axis=0), pooled.std(axis=0) + 1e-6
+        # A channel that never varies keeps its unit: it may vary in the new language.
+        scaler = StandardScaler().fit(np.concatenate(values[1:] or values))
         weights = np.concatenate(weights)
         solver = SklearnLogisticRegression(C=1 / (self.strength * weights.sum()), max_iter=300)
         solver.fit(
-            (np.concatenate(values) - centre) / spread,
+            scaler.transform(np.concatenate(values)),
             np.concatenate(targets),
             sample_weight=weights,
         )
 
         def predict(modalities: dict[str, Padded]) -> Tensor:
-            clips = (mean_frames(modalities) - centre) / spread
+            clips = scaler.transform(mean_frames(modalities))
             scores = torch.full((len(clips), len(support.classes)), float("-inf"))
             logits = solver.predict_log_proba(clips)
             scores[:, solver.classes_] = torch.from_numpy(logits).to(scores.dtype)

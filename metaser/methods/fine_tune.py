@@ -2,13 +2,13 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metaser.batch import Batch, stack_batches
+from metaser.batch import Batch, Padded, stack_batches
 from metaser.losses import cross_entropy
 from metaser.methods.inner_loop import (
     Parameters,
@@ -177,14 +177,18 @@ def tune_head(
     rate: float,
     cycle: str = "paper",
     anew: bool = False,
+    enlarge: Callable[[Batch], Batch] | None = None,
 ) -> Predictor:
     """Fine-tune the head after a frozen backbone, whose embeddings are computed once.
 
     ``loss(scores, targets, classes)`` is the scalar loss; ``anew`` starts from a head drawn at
-    random instead of the trained one; the rest is as in ``fine_tune``.
+    random instead of the trained one; ``enlarge`` adds to the embeddings (``as_embeddings``); the
+    rest is as in ``fine_tune``.
     """
-    with torch.no_grad():
-        embeddings = embed(model, support)
+    support = as_embeddings(model, support)
+    if enlarge is not None:
+        support = enlarge(support)
+    embeddings = support.modalities["audio"].mean()
 
     def head_loss(tuned: Parameters, rows: Tensor) -> Tensor:
         scores = functional_call(model.head, tuned, (embeddings[rows],))
@@ -194,6 +198,14 @@ def tune_head(
     tuned = fine_tune(head_loss, start, len(support), steps, rate, cycle=cycle)
     whole = {f"head.{name}": value for name, value in tuned.items()}
     return predictor(model, whole, support.classes)
+
+
+def as_embeddings(model: nn.Module, batch: Batch) -> Batch:
+    """The same clips with their embeddings as single frames, the only modality."""
+    with torch.no_grad():
+        vectors = embed(model, batch).unsqueeze(1)
+    frames = Padded(vectors, torch.ones(vectors.shape[:2], dtype=torch.bool))
+    return replace(batch, modalities={"audio": frames})
 
 
 def _drawn_anew(head: nn.Module) -> nn.Module:

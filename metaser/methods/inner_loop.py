@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from metaser.batch import Batch, Padded
-from metaser.losses import cross_entropy
+from metaser.losses import ccc_loss, cross_entropy
 
 Parameters = dict[str, Tensor]
 Rates = dict[str, Tensor] | dict[str, float]
@@ -33,7 +33,14 @@ def adaptable(module: nn.Module) -> Parameters:
 
 
 def check_support(support: Batch) -> None:
-    """Refuse a support set that shows one class only, from which nothing can be learnt."""
+    """Refuse a support set of one class, or of equal ratings, from which nothing can be learnt."""
+    if support.targets.is_floating_point():
+        if all(len(own[~own.isnan()].unique()) < 2 for own in support.targets.T):
+            raise ValueError(
+                f"the {len(support)} clips of the support set are all rated alike or not at all; "
+                "adapting needs clips that are rated differently"
+            )
+        return
     shown = support.targets.unique().tolist()
     if len(shown) < 2:
         raise ValueError(
@@ -51,7 +58,7 @@ def check_steps(**steps: int) -> None:
 
 def is_stack(batch: Batch) -> bool:
     """Whether a batch holds the clips of several tasks."""
-    return batch.targets.dim() == 2
+    return batch.classes.dim() == 2
 
 
 def expand(parameters: Parameters, batch: Batch) -> Parameters:
@@ -150,12 +157,15 @@ def present_classes(support: Batch) -> Tensor:
 def task_loss(
     module: nn.Module, parameters: Parameters, batch: Batch, inputs: Inputs | None = None
 ) -> Tensor:
-    """Cross-entropy of a batch under other parameters: a scalar, or (tasks,) for a stack.
+    """Loss of a batch under other parameters: a scalar, or (tasks,) for a stack.
 
+    Cross-entropy of classes; of ratings the CCC loss, see ``losses.ccc_loss``.
     ``inputs`` stands in for the batch's modalities where ``module`` is a head.
     """
     inputs = batch.modalities if inputs is None else inputs
     scores = call(module, parameters, inputs, is_stack(batch))
+    if batch.targets.is_floating_point():
+        return ccc_loss(scores, batch.targets)
     return cross_entropy(scores, batch.targets, batch.classes)
 
 

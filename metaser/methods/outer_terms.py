@@ -4,10 +4,15 @@ They look at the embeddings of an episode's clips under the learnt initialisatio
 and the adaptation to a new language never see them.
 """
 
+import inspect
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from metaser.batch import Batch, EpisodeBatch, join
+from metaser.distributed import sum_over_processes
 from metaser.labels import nearest
 from metaser.losses import gradient_reversal, reversal_ramp, supervised_contrast
 from metaser.methods.inner_loop import embed, flatten_tasks, is_stack
@@ -15,6 +20,9 @@ from metaser.model import Model
 
 PROJECTION = 64
 """Width in which embeddings are compared."""
+
+SMALLEST_SPREAD = 1e-3
+"""Of a channel of the embeddings, for the adversaries: one that is nearly constant stays small."""
 
 
 class OuterTerms(nn.Module):
@@ -32,6 +40,10 @@ class OuterTerms(nn.Module):
     class are drawn together across languages. L_reconstruction is the error of the backbone's
     autoencoder.
 
+    An adversary that lags behind is deceived, and the next one that looks finds all that was to be
+    hidden. Hence the adversaries take further steps of their own before each outer step
+    (``catch_up``), on embeddings that are standardised, so that nothing hides by being small.
+
     Parameters
     ----------
     model : Model
@@ -42,6 +54,11 @@ class OuterTerms(nn.Module):
         Weight of the adversaries, at least 0; it grows along ``losses.reversal_ramp``.
     balance : float
         Share of the speaker adversary in [0, 1]; 0 goes without it, 1 without that of the corpus.
+    adversary_steps : int
+        Gradient steps of the adversaries before each outer step, at least 0; 0 is plain DANN,
+        whose adversaries move once with the network.
+    adversary_rate : float
+        Size of these steps, above 0.
     hidden : int
         Width of the adversaries' hidden layer.
     contrast : float
@@ -66,6 +83,8 @@ class OuterTerms(nn.Module):
         domains: dict[str, int],
         adversary: float = 0.0,
         balance: float = 0.5,
+        adversary_steps: int = 10,
+        adversary_rate: float = 1.0,
         hidden: int = 64,
         contrast: float = 0.0,
         temperature: float = 0.1,
@@ -74,6 +93,7 @@ class OuterTerms(nn.Module):
         super().__init__()
         for name, value in (
             ("adversary", adversary),
+            ("adversary_steps", adversary_steps),
             ("contrast", contrast),
             ("reconstruction", reconstruction),
         ):
@@ -81,9 +101,12 @@ class OuterTerms(nn.Module):
                 raise ValueError(f"{name} must be at least 0, not {value}")
         if not 0 <= balance <= 1:
             raise ValueError(f"balance must be in [0, 1], not {balance}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, not {temperature}")
+        for name, value in (("temperature", temperature), ("adversary_rate", adversary_rate)):
+            if not value > 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
         self.adversary = adversary
+        self.adversary_steps = adversary_steps
+        self.adversary_rate = adversary_rate
         self.contrast = contrast
         self.temperature = temperature
         self.reconstruction = reconstruction
@@ -93,11 +116,15 @@ class OuterTerms(nn.Module):
         self.adversaries = nn.ModuleDict(
             {name: _dense(dim, hidden, domains[name]) for name in self.shares if name in domains}
         )
+        if adversary:
+            self.register_buffer("centre", torch.zeros(dim))
+            self.register_buffer("spread", torch.ones(dim))
         self.projection = _dense(dim, dim, PROJECTION) if contrast else None
 
     def extra_repr(self) -> str:
         """Name the weights, which a checkpoint must agree on."""
-        own = ("adversary", "shares", "contrast", "temperature", "reconstruction")
+        own = ("adversary", "shares", "adversary_steps", "adversary_rate", "contrast")
+        own += ("temperature", "reconstruction")
         return ", ".join(f"{name}={getattr(self, name)}" for name in own)
 
     def forward(self, model: Model, episode: EpisodeBatch, progress: float) -> Tensor:
@@ -117,20 +144,13 @@ class OuterTerms(nn.Module):
         ValueError
             If the episode lacks what a term needs.
         """
-        sides = [episode.support, episode.query]
-        if self.contrast:
-            if episode.other is None:
-                raise ValueError(
-                    "contrast over languages needs clips of another source task: set "
-                    "EpisodeBatch.other, as training does, or contrast = 0"
-                )
-            sides.append(episode.other)
-        clips = join(sides)
+        clips = self._clips(episode)
         embeddings = embed(model, clips)
         total = embeddings.new_zeros(clips.targets.shape[:-1])
         if self.adversary:
             strength = self.adversary * reversal_ramp(progress)
-            total = total + self._domains_told(gradient_reversal(embeddings, strength), clips)
+            told = self._domains_told(gradient_reversal(embeddings, strength), clips.domains)
+            total = total + told.mean(dim=-1)
         if self.contrast:
             seen = self.projection(embeddings)
             total = total + self.contrast * supervised_contrast(
@@ -140,23 +160,90 @@ class OuterTerms(nn.Module):
             total = total + self.reconstruction * _reconstruction(model, clips)
         return total
 
-    def _domains_told(self, embeddings: Tensor, clips: Batch) -> Tensor:
-        """Weighted cross-entropy of the adversaries."""
+    def catch_up(self, model: Model, episodes: Sequence[EpisodeBatch], total: int) -> None:
+        """Let the adversaries learn from the clips of an outer step; the model stays as it is.
+
+        Takes ``adversary_steps`` steps of gradient descent in the mean of L_speaker and L_corpus
+        over episodes, after setting how embeddings are standardised.
+
+        Parameters
+        ----------
+        model : Model
+            Whose embeddings, as they are while training.
+        episodes : sequence of EpisodeBatch
+            Of this process.
+        total : int
+            Episodes of all processes, which take the same steps.
+
+        Raises
+        ------
+        FloatingPointError
+            If the adversaries diverge.
+        """
+        if not (self.adversaries and self.adversary_steps):
+            return
+        heard = [self._clips(episode) for episode in episodes]
+        none = self.centre.new_zeros(0)  # a process without episodes takes the same steps
+        with torch.no_grad():
+            found = [embed(model, clips) for clips in heard]
+        embeddings = torch.cat([none.view(0, len(self.centre)), *found])
+        weights = torch.cat([none, *(none.new_full((len(c),), 1 / len(c) / total) for c in heard)])
+        domains = {
+            name: torch.cat([none.long(), *(clips.domains[name] for clips in heard)])
+            for name in self.adversaries
+        }
+        self._standardise(embeddings, weights)
+        values = list(self.adversaries.parameters())
+        for _ in range(self.adversary_steps):
+            loss = self._domains_told(embeddings, domains) @ weights
+            if not loss.isfinite():
+                raise FloatingPointError(
+                    f"the loss of the adversaries is {loss.item()}: lower adversary_rate, which is "
+                    f"{self.adversary_rate}"
+                )
+            slopes = torch.autograd.grad(loss, values)
+            sum_over_processes(slopes)
+            with torch.no_grad():
+                for value, slope in zip(values, slopes):
+                    value -= self.adversary_rate * slope
+
+    def _standardise(self, embeddings: Tensor, weights: Tensor) -> None:
+        """Take the mean and deviation of embeddings (clips, dim), whose weights add up to 1."""
+        moments = torch.stack([weights @ embeddings, weights @ embeddings.square()])
+        sum_over_processes([moments])
+        mean, square = moments
+        self.centre.copy_(mean)
+        self.spread.copy_((square - mean.square()).clamp(min=0).sqrt() + SMALLEST_SPREAD)
+
+    def _clips(self, episode: EpisodeBatch) -> Batch:
+        """The clips of an episode that the terms hear."""
+        sides = [episode.support, episode.query]
+        if self.contrast:
+            if episode.other is None:
+                raise ValueError(
+                    "contrast over languages needs clips of another source task: set "
+                    "EpisodeBatch.other, as training does, or contrast = 0"
+                )
+            sides.append(episode.other)
+        return join(sides)
+
+    def _domains_told(self, embeddings: Tensor, domains: dict[str, Tensor]) -> Tensor:
+        """Weighted cross-entropy of the adversaries, (..., clips)."""
         total = 0.0
+        seen = (embeddings - self.centre) / self.spread
         for name, share in self.shares.items():
-            if name not in self.adversaries or name not in clips.domains:
+            if name not in self.adversaries or name not in domains:
                 remedy = "balance = 0" if name == "speaker" else "balance = 1"
                 raise ValueError(
                     f"the {name} adversary needs the {name} of every clip and how many there are: "
                     f"give Batch.domains[{name!r}] and domains = {{{name!r}: …}}, or go without it "
                     f"by {remedy}"
                 )
-            scores = self.adversaries[name](embeddings)
-            numbers = clips.domains[name]
+            scores, numbers = self.adversaries[name](seen), domains[name]
             each = functional.cross_entropy(
                 scores.flatten(0, -2), numbers.flatten(), reduction="none"
             )
-            total = total + share * each.view(numbers.shape).mean(dim=-1)
+            total = total + share * each.view(numbers.shape)
         return total
 
 
@@ -172,10 +259,10 @@ def make_terms(
     """
     if not terms:
         return None
-    known = ("adversary", "balance", "hidden", "contrast", "temperature", "reconstruction")
+    known = list(inspect.signature(OuterTerms).parameters)[2:]
     for name in terms:
         if name not in known:
-            raise ValueError(f"terms has no {name!r}.{nearest(name, known)} It has {list(known)}")
+            raise ValueError(f"terms has no {name!r}.{nearest(name, known)} It has {known}")
     return OuterTerms(model, domains or {}, **terms)
 
 

@@ -3,10 +3,12 @@
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
+from metaser.feature_gan import Quality
 from metaser.losses import cross_entropy
-from metaser.methods.fine_tune import CYCLES, tune_all, tune_head
+from metaser.methods.fine_tune import CYCLES, as_embeddings, tune_all, tune_head
 from metaser.methods.inner_loop import Predictor, check_steps, check_support, task_loss
 from metaser.methods.outer_terms import make_terms
+from metaser.methods.support_gan import SupportGAN
 from metaser.model import Model
 
 
@@ -36,6 +38,12 @@ class Transfer(nn.Module):
     fresh_head : bool
         Fine-tune a head drawn at random, as the released code of the paper does, which loads the
         weights of the recurrent layers alone.
+    generated : int
+        Embeddings a class, at least 0, that a GAN adds to the support set while the head is tuned,
+        see ``SupportGAN``; it learns from the source clips' embeddings.
+    gan_steps : int
+        Steps of the GAN's game on the source clips. Embeddings ask for more than features: 1000
+        covered less than a tenth of them.
     terms : dict, optional
         Further terms of the loss while pre-training, as arguments of ``OuterTerms``:
         ``{"adversary": 0.1}`` is domain-adversarial training.
@@ -47,7 +55,9 @@ class Transfer(nn.Module):
     Chopra et al., "Meta-Learning for Low-Resource Speech Emotion Recognition", ICASSP 2021.
     """
 
-    ADAPTATION = frozenset({"trainable", "steps", "rate", "rehearsal", "cycle", "fresh_head"})
+    ADAPTATION = frozenset(
+        {"trainable", "steps", "rate", "rehearsal", "cycle", "fresh_head", "generated", "gan_steps"}
+    )
     """Arguments that matter only after training."""
 
     stackable = True
@@ -63,6 +73,8 @@ class Transfer(nn.Module):
         rehearsal: float = 0.0,
         cycle: str = "paper",
         fresh_head: bool = False,
+        generated: int = 0,
+        gan_steps: int = 5000,
         terms: dict[str, float] | None = None,
         domains: dict[str, int] | None = None,
     ):
@@ -73,9 +85,9 @@ class Transfer(nn.Module):
             raise ValueError(f"trainable must be 'head' or 'all', not {trainable!r}")
         if cycle not in CYCLES:
             raise ValueError(f"cycle must be one of {sorted(CYCLES)}, not {cycle!r}")
-        if trainable == "all" and (cycle != "paper" or fresh_head):
+        if trainable == "all" and (cycle != "paper" or fresh_head or generated):
             raise ValueError(
-                "cycle and fresh_head are of the head's tuning: set trainable = 'head'"
+                "cycle, fresh_head and generated are of the head's tuning: set trainable = 'head'"
             )
         check_steps(steps=steps)
         self.model = model
@@ -87,6 +99,9 @@ class Transfer(nn.Module):
         self.rehearsal = rehearsal
         self.cycle = cycle
         self.fresh_head = fresh_head
+        self.generated = generated
+        self.gan_steps = gan_steps
+        self.gan = SupportGAN(generated, gan_steps) if generated else None
         self.sources: list[Batch] = []
         self.terms = make_terms(model, terms, domains)
         self.hears_other = self.terms is not None and self.terms.contrast > 0
@@ -103,12 +118,19 @@ class Transfer(nn.Module):
 
     @property
     def use_sources(self) -> bool:
-        """Whether adapting needs the source clips that ``fit`` keeps."""
-        return self.rehearsal > 0
+        """Whether adapting needs the source clips that ``fit`` is given."""
+        return self.rehearsal > 0 or self.generated > 0
+
+    @property
+    def quality(self) -> Quality | None:
+        """Coverage and density of generated embeddings among those of the sources."""
+        return self.gan and self.gan.quality
 
     def fit(self, sources: list[Batch]) -> None:
-        """Keep the labelled clips of the source tasks for rehearsal."""
+        """Keep the labelled clips of the source tasks for rehearsal, or train the GAN on them."""
         self.sources = sources
+        if self.gan is not None:
+            self.gan.fit([as_embeddings(self.model, batch) for batch in sources])
 
     def adapt(self, support: Batch) -> Predictor:
         """Fine-tune on labelled clips of a language; the method itself stays as it is."""
@@ -122,5 +144,6 @@ class Transfer(nn.Module):
                 self.rate,
                 self.cycle,
                 self.fresh_head,
+                self.gan and self.gan.enlarged,
             )
         return tune_all(self.model, support, self.steps, self.rate, self.sources, self.rehearsal)
