@@ -9,6 +9,7 @@ from torch import nn
 
 from metaser.backbones import BACKBONES, MLP
 from metaser.batch import Batch, EpisodeBatch, Padded, stack
+from metaser.devices import device_of
 from metaser.memory import PeakMemory
 from metaser.methods import METHODS, meta_batch
 from metaser.methods.maml import MAML
@@ -393,3 +394,44 @@ def test_the_compiled_engine_gives_the_same_gradient(name):
     for key, value in method.named_parameters():
         if key in expected:
             torch.testing.assert_close(value.grad, expected[key], rtol=1e-10, atol=1e-12)
+
+
+ELSEWHERE = torch.device("meta")
+"""PyTorch's device with sizes and without values stands in for a GPU: like one it refuses to meet
+tensors of the processor."""
+
+
+def _assert_stays(method: nn.Module) -> None:
+    method.to(ELSEWHERE)
+    assert device_of(method) == ELSEWHERE
+    method.loss(EPISODES[0].to(ELSEWHERE)).backward()
+    slopes = [value.grad for value in method.parameters() if value.grad is not None]
+    assert slopes and {slope.device for slope in slopes} == {ELSEWHERE}
+
+
+@pytest.mark.parametrize("name", STACKABLE)
+def test_every_method_learns_where_it_is(name):
+    _assert_stays(_method(name))
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("backbone", SMALL)
+def test_every_backbone_learns_where_it_is(backbone, second_order):
+    _assert_stays(_method("maml", backbone, second_order=second_order))
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "proto_maml", "protonet", "ridge"])
+def test_adapts_and_predicts_where_it_is(name, monkeypatch):
+    module = type(_method(name)).__module__
+    monkeypatch.setattr(f"{module}.check_support", lambda support: None)  # it looks at values
+    method, episode = _method(name).to(ELSEWHERE), EPISODES[0].to(ELSEWHERE)
+    assert method.adapt(episode.support)(episode.query.modalities).device == ELSEWHERE
+
+
+def test_a_tensor_made_on_the_processor_is_found():
+    class Astray(MAML):
+        def loss(self, episode):
+            return super().loss(episode) * torch.ones(2).mean(dim=0, keepdim=True)
+
+    with pytest.raises(RuntimeError, match="device"):
+        _assert_stays(Astray(_method().model))
