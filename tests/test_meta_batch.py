@@ -420,7 +420,7 @@ def test_every_backbone_learns_where_it_is(backbone, second_order):
     _assert_stays(_method("maml", backbone, second_order=second_order))
 
 
-@pytest.mark.parametrize("name", ["maml", "anil", "proto_maml", "protonet", "ridge"])
+@pytest.mark.parametrize("name", ["maml", "anil", "proto_maml", "protonet", "ridge", "multiser"])
 def test_adapts_and_predicts_where_it_is(name, monkeypatch):
     module = type(_method(name)).__module__
     monkeypatch.setattr(f"{module}.check_support", lambda support: None)  # it looks at values

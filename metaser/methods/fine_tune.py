@@ -204,8 +204,8 @@ def as_embeddings(model: nn.Module, batch: Batch) -> Batch:
     """The same clips with their embeddings as single frames, the only modality."""
     with torch.no_grad():
         vectors = embed(model, batch).unsqueeze(1)
-    frames = Padded(vectors, torch.ones(vectors.shape[:2], dtype=torch.bool))
-    return replace(batch, modalities={"audio": frames})
+    mask = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+    return replace(batch, modalities={"audio": Padded(vectors, mask)})
 
 
 def _drawn_anew(head: nn.Module) -> nn.Module:

@@ -65,6 +65,7 @@ class SupportGAN:
 
         Coverage and density go to the log, and a generator that has collapsed is warned of.
         """
+        sources = [batch.to("cpu") for batch in sources]  # the game's draws are the processor's
         values = [_vectors(batch) for batch in sources]
         pooled = torch.cat(values)
         self._centre, self._spread = _moments(pooled)
@@ -95,6 +96,7 @@ class SupportGAN:
         ValueError
             If there are no sources and a class has a single clip, whose spread nothing tells.
         """
+        device, support = support.targets.device, support.to("cpu")
         present, counts = support.targets.unique(return_counts=True)
         if self.gan is None and self.generated and counts.min() < 2:
             raise ValueError(
@@ -112,7 +114,7 @@ class SupportGAN:
             modalities={"audio": padded},
             targets=torch.cat([support.targets, targets]),
             domains={},
-        )
+        ).to(device)
 
     def _made(self, vectors: Tensor, support: Batch, targets: Tensor) -> Tensor:
         """Generated vectors of some classes."""
