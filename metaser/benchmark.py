@@ -443,8 +443,8 @@ def _memory(protocol: Protocol, setup: Setup, job: Job, materials) -> int:
     largest = max(drawn, key=lambda episode: len(episode.support) + len(episode.query))
     if getattr(method, "hears_other", False):
         largest = replace(largest, other=largest.query)
-    tasks, needed = engine.plan(largest)
-    return needed * min(tasks, setup.training.meta_batch) // tasks
+    plan = engine.plan(largest)
+    return plan.memory * min(plan.tasks, setup.training.meta_batch) // plan.tasks
 
 
 def present_tasks(

@@ -60,6 +60,7 @@ class TrainingPlan(_Strict):
     patience: Count = 6
     engine: Literal["auto", "stacked", "loop"] = "auto"
     compile: bool = False
+    mixed_precision: bool = False
     diverged: Literal["stop", "skip"] = "stop"
     mask_frames: Annotated[int, Field(ge=0)] = 0
     mask_channels: Annotated[int, Field(ge=0)] = 0

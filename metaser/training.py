@@ -65,8 +65,9 @@ class Training:
         Validations without gain before training stops.
     engine : {"auto", "stacked", "loop"}
         How the episodes of a step run, see ``MetaBatch``.
-    compile : bool
-        Compile the stacked step, see ``MetaBatch``.
+    compile, mixed_precision : bool
+        Compile the stacked step; take its products in bfloat16, but for validation: see
+        ``MetaBatch``.
     diverged : {"stop", "skip"}
         What to do about an episode whose loss is not finite, or a step whose gradient is not: stop
         the run, or leave the episode, or all of the step's, out and count them.
@@ -84,6 +85,7 @@ class Training:
     patience: int = 6
     engine: str = "auto"
     compile: bool = False
+    mixed_precision: bool = False
     diverged: str = "stop"
     mask_frames: int = 0
     mask_channels: int = 0
@@ -160,7 +162,7 @@ def train(
     elif training.updates:
         example = sources[0].draw(0).to(device_of(method))
         diagnose(method, replace(example, other=example.query))
-    engine = MetaBatch(method, training.engine, training.compile)
+    engine = MetaBatch(method, training.engine, training.compile, training.mixed_precision)
     recent, started = [], time.perf_counter()
     patience = math.inf if _is_sequential(method) else training.patience
     with torch.random.fork_rng(devices=[]):

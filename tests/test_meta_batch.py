@@ -2,10 +2,12 @@
 
 import inspect
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from metaser.backbones import BACKBONES, MLP
 from metaser.batch import Batch, EpisodeBatch, Padded, stack
@@ -118,13 +120,14 @@ def test_every_backbone_stacked_is_the_loop(name, backbone):
 
 def test_the_pair_is_stacked(monkeypatch):
     method, tasks = _method(), []
-    engine = MetaBatch(method, "stacked")
+    engine, loss = MetaBatch(method, "stacked"), method.loss
+    engine.plan(PAIR[0])
 
     def counted(episodes):
         tasks.append(len(episodes.query))
-        return method.loss(episodes)
+        return loss(episodes)
 
-    monkeypatch.setattr(engine, "_loss", counted)
+    monkeypatch.setattr(method, "loss", counted)
     engine.backward(PAIR)
     assert tasks == [2]
 
@@ -180,7 +183,6 @@ def test_chunks_give_the_same_gradient(monkeypatch):
     monkeypatch.setattr(method, "loss", counted)
     five = [_episode(seed) for seed in range(5)]
     engine = MetaBatch(method, "stacked")
-    monkeypatch.setattr(engine, "_loss", counted)
     engine.backward(five)
     assert sizes[-3:] == [2, 2, 1]
     monkeypatch.setattr(method, "loss", loss)
@@ -328,6 +330,83 @@ def test_large_tasks_run_in_turn(caplog, monkeypatch):
     assert "operations as large as these are faster alone" in caplog.text
 
 
+@pytest.fixture
+def two_threads(monkeypatch):
+    """PyTorch has two threads, and every task counts as large."""
+    monkeypatch.setattr(meta_batch, "LARGE", 0)
+    monkeypatch.setattr(meta_batch, "LARGE_CONVOLUTION", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def _assert_side_by_side(method: nn.Module, caplog) -> None:
+    """Two threads with a task each give what one thread gives in turn, and the same twice."""
+    with caplog.at_level(logging.INFO, "metaser"):
+        _assert_same(method, "auto")
+    assert "2 tasks side by side (" in caplog.text
+    (one, first), (two, second) = _copied(method), _copied(method)
+    assert one == two
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def _copied(method: nn.Module) -> tuple[list, dict]:
+    losses, found = _gradients(method, "auto")
+    return losses, {key: value.clone() for key, value in found.items()}
+
+
+@pytest.mark.parametrize("backbone", SMALL)
+def test_every_backbone_side_by_side_is_the_loop(backbone, two_threads, caplog):
+    _assert_side_by_side(_method("maml", backbone, inner_steps=1), caplog)
+
+
+@pytest.mark.parametrize("name", STACKABLE)
+def test_every_method_side_by_side_is_the_loop(name, two_threads, caplog):
+    _assert_side_by_side(_method(name), caplog)
+
+
+def test_what_draws_random_numbers_runs_in_turn(two_threads, caplog):
+    model = Model(MLP(CHANNELS, (5,), dropout=0.5), CLASSES)
+    with caplog.at_level(logging.INFO, "metaser"):
+        MetaBatch(MAML(model).double()).backward(EPISODES)
+    assert "tasks in turn (operations" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "metaser"):
+        MetaBatch(MAML(model).double().eval()).backward(EPISODES)
+    assert "2 tasks side by side" in caplog.text
+
+
+def test_tasks_side_by_side_do_not_undo_each_others_choice_of_kernels(two_threads):
+    seen = []
+
+    class Attentive(MLP):
+        def forward(self, audio: Padded) -> torch.Tensor:
+            seen.append(torch.backends.cudnn.enabled)
+            return super().forward(audio)
+
+    model = Model(Attentive(CHANNELS, (5,)), CLASSES)
+    engine = MetaBatch(MAML(model, second_order=True).double())
+    engine.plan(PAIR[0])
+    seen.clear()
+    engine.backward(PAIR)
+    assert len(seen) == 2 * (engine.method.inner_steps + 1)
+    assert not any(seen)
+    assert torch.backends.cudnn.enabled
+
+
+def test_what_fails_side_by_side_is_raised(two_threads):
+    method = _method()
+    engine = MetaBatch(method)
+    engine.plan(PAIR[0])
+    query = PAIR[1].query
+    audio = query.modalities["audio"]
+    narrow = replace(query, modalities={"audio": Padded(audio.values[..., :2], audio.mask)})
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        engine.backward([PAIR[0], EpisodeBatch(PAIR[1].support, narrow)])
+    assert torch.get_num_threads() == 2
+
+
 def test_convolutions_over_time_find_the_layout_that_they_would_copy_to():
     seen = []
 
@@ -361,8 +440,8 @@ def test_stacking_is_said(caplog):
     )
 
 
-@pytest.mark.parametrize("mode", ["loop", "stacked"])
-def test_an_episode_that_diverges_adds_no_gradient(mode):
+@pytest.mark.parametrize("mode", ["loop", "stacked", "auto"])
+def test_an_episode_that_diverges_adds_no_gradient(mode, two_threads):
     bad = _episode(7)
     bad.query.modalities["audio"].values[0, 0, 0] = float("nan")
     method = _method()
@@ -394,6 +473,55 @@ def test_the_compiled_engine_gives_the_same_gradient(name):
     for key, value in method.named_parameters():
         if key in expected:
             torch.testing.assert_close(value.grad, expected[key], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name, backbone, mode",
+    [
+        ("fomaml", "mlp", "stacked"),
+        ("maml", "mlp", "loop"),
+        ("fomaml", "recurrent", "loop"),
+        ("maml", "recurrent", "stacked"),
+        ("maml", "gru_attention", "loop"),
+        ("fomaml", "multiscale_cnn", "loop"),
+        ("maml", "multiscale_cnn", "stacked"),
+    ],
+)
+def test_mixed_precision_is_near_and_leaves_the_rest_as_it_is(name, backbone, mode, monkeypatch):
+    kinds, linear = set(), functional.linear
+
+    def watched(*arguments):
+        found = linear(*arguments)
+        kinds.add(found.dtype)
+        return found
+
+    monkeypatch.setattr(functional, "linear", watched)
+    method = _method(name, backbone, inner_steps=2).float()
+    episodes = [_single(episode) for episode in PAIR]
+    _, expected = _gradients(method, mode, episodes)
+    assert kinds == {torch.float32}
+    method.zero_grad()
+    engine = MetaBatch(method, mode, mixed_precision=True)
+    engine.plan(episodes[0])
+    kinds.clear()
+    engine.backward(episodes)
+    # Stacked layers add their biases after the product, in single precision.
+    assert kinds == {torch.float32 if mode == "stacked" else torch.bfloat16}
+    found = {key: value.grad for key, value in method.named_parameters()}
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    one, other = (torch.cat([own[key].flatten() for key in expected]) for own in (expected, found))
+    # bfloat16 has 8 significant bits: one rounding is up to 2^-9 off.
+    assert 2**-14 < (one - other).norm() / one.norm() < 2**-4
+
+
+def _single(episode: EpisodeBatch) -> EpisodeBatch:
+    """The episode in single precision."""
+
+    def change(batch: Batch) -> Batch:
+        audio = batch.modalities["audio"]
+        return replace(batch, modalities={"audio": Padded(audio.values.float(), audio.mask)})
+
+    return episode.map(change)
 
 
 ELSEWHERE = torch.device("meta")

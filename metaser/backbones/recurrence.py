@@ -44,7 +44,7 @@ def recurrent(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
     if stock and not module.bidirectional:  # the reverse direction would start in the padding
         return module(values)[0]
     layer = _lstm if isinstance(module, nn.LSTM) else _gru
-    sequence = values.transpose(0, 1)
+    sequence = values.transpose(0, 1).to(module.weight_ih_l0.dtype)  # others may come from autocast
     for index in range(module.num_layers):
         directions, parameters = [sequence], [_parameters(module, f"l{index}")]
         if module.bidirectional:

@@ -107,7 +107,7 @@ def _vmap(function: Callable) -> Callable:
     mapped = vmap(function, randomness="different")
 
     def stacked(*arguments):
-        with _own_kernels():
+        with own_kernels():
             return mapped(*arguments)
 
     return stacked
@@ -235,12 +235,7 @@ def gradient_descent(loss, parameters: Parameters, rates, **options) -> Paramete
 
 
 def _gradients(loss, parameters: Parameters, second_order: bool) -> Parameters:
-    if torch.compiler.is_compiling():
-        gradients = torch.func.grad(lambda own: loss(own).sum())(parameters)
-        if second_order:
-            return gradients
-        return {name: value.detach() for name, value in gradients.items()}
-    with _own_kernels() if second_order else nullcontext():
+    with own_kernels() if second_order else nullcontext():
         total = loss(parameters).sum()
         values = list(parameters.values())
         gradients = torch.autograd.grad(
@@ -250,7 +245,7 @@ def _gradients(loss, parameters: Parameters, second_order: bool) -> Parameters:
 
 
 @contextmanager
-def _own_kernels() -> Iterator[None]:
+def own_kernels() -> Iterator[None]:
     """Keep to kernels that can be stacked and differentiated twice.
 
     Fused attention and cuDNN's recurrent layers cannot; ``backbones.recurrence`` heeds this, too.

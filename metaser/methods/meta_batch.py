@@ -3,17 +3,21 @@
 import copy
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metaser.batch import Batch, EpisodeBatch, Padded, stack
 from metaser.devices import CPU, device_of
 from metaser.memory import PeakMemory, available_memory
+from metaser.methods.inner_loop import own_kernels
 
 MODES = ("auto", "stacked", "loop")
 MEGABYTE = 2**20
@@ -27,12 +31,33 @@ they no longer fit its cache, and take longer."""
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How the tasks of one size run.
+
+    Attributes
+    ----------
+    tasks : int
+        Tasks that run at once.
+    stacked : bool
+        As one stack; otherwise side by side on a processor's threads, or one after the other.
+    memory : int
+        Bytes that so many tasks need together.
+    """
+
+    tasks: int
+    stacked: bool
+    memory: int
+
+
 class MetaBatch:
     """Runs a method's loss over the episodes of a meta-batch, and backwards.
 
     Stacked, every operation runs once for all tasks, each of which has its own parameters: that
     pays where operations are small. Episodes of different size are stacked apart, and stacks are
-    cut into chunks of bounded memory. The gradient is the same either way, but for the draws of
+    cut into chunks of bounded memory. Where operations are large, and PyTorch has several threads
+    (``torch.set_num_threads``), each thread has a task of its own, because threads that share one
+    operation wait for each other. The gradient is the same in any case, but for the draws of
     dropout.
 
     Parameters
@@ -44,26 +69,40 @@ class MetaBatch:
         faster alone (convolutions in two dimensions; recurrent layers in first order; on a
         processor, whatever is large) or that cannot be stacked.
     compile : bool
-        Compile the stacked loss by ``torch.compile``: a minute or more at the first call for each
-        size of episode. Whether it pays afterwards depends on the model and the machine.
+        Compile the stacked meta-gradient by ``torch.compile``, as one piece: a minute or so at the
+        first call for each size of episode. Whether it pays afterwards depends on the model and
+        the machine.
+    mixed_precision : bool
+        Take products and convolutions in bfloat16, the parameters and all else as they are: faster
+        on processors (AVX512-BF16, AMX) and GPUs that are made for it, slower on others. The
+        gradient is then some per cent off.
 
     Raises
     ------
     ValueError
         If stacking is asked for, but the method or a layer cannot be stacked (when it first runs).
+    ImportError
+        If compiling is asked for of a PyTorch that cannot compile a gradient.
     MemoryError
         If one task alone needs more memory than there is (before it runs).
     """
 
-    def __init__(self, method: nn.Module, mode: str = "auto", compile: bool = False):
+    def __init__(
+        self,
+        method: nn.Module,
+        mode: str = "auto",
+        compile: bool = False,
+        mixed_precision: bool = False,
+    ):
         if mode not in MODES:
             raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
         if compile and mode == "loop":
             raise ValueError("compile is for stacked tasks: leave mode at 'auto' or 'stacked'")
         self.method = method
         self.mode = mode
-        self._loss = torch.compile(method.loss, dynamic=False) if compile else method.loss
-        self._plans: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._gradients = partial(_gradients, mixed=mixed_precision)
+        self._stacked_gradients = _compiled(self._gradients) if compile else self._gradients
+        self._plans: dict[tuple[int, ...], Plan] = {}
 
     def backward(self, episodes: Sequence[EpisodeBatch], total: int | None = None) -> list[float]:
         """Add the gradient of the mean loss to ``.grad``; return the loss of each episode.
@@ -81,32 +120,49 @@ class MetaBatch:
             groups.setdefault(_size(episode), []).append(index)
         losses = [0.0] * len(episodes)
         for members in groups.values():
-            chunk, _ = self.plan(episodes[members[0]])
-            for first in range(0, len(members), chunk):
-                own = members[first : first + chunk]
-                found = self._run([episodes[index] for index in own], total)
-                for index, loss in zip(own, found):
-                    losses[index] = loss
+            plan = self.plan(episodes[members[0]])
+            together = plan.stacked and plan.tasks > 1 and len(members) > 1
+            run = self._run_stacked if together else self._run_alone
+            found = run([episodes[index] for index in members], plan.tasks, total)
+            for index, loss in zip(members, found):
+                losses[index] = loss
         return losses
 
-    def _run(self, episodes: list[EpisodeBatch], total: int) -> list[float]:
-        """Run episodes of one size at once, each with weight 1 / ``total``."""
-        if self._has_convolutions():
-            episodes = [episode.map(_channels_apart) for episode in episodes]
-        if len(episodes) == 1:
-            losses = self.method.loss(episodes[0]).unsqueeze(0)
-        else:
-            losses = self._loss(stack(episodes))
-        finite = losses.detach().isfinite()
-        if finite.all():
-            (losses.sum() / total).backward()
-        losses = losses.detach()  # and with it goes the graph
-        if finite.any() and not finite.all():  # one that diverged would spoil the others' gradient
-            self._run([episode for episode, fine in zip(episodes, finite) if fine], total)
-        return losses.tolist()
+    def _run_stacked(self, episodes: list[EpisodeBatch], chunk: int, total: int) -> list[float]:
+        """Run episodes of one size in stacks of up to ``chunk``."""
+        losses = []
+        for first in range(0, len(episodes), chunk):
+            own = episodes[first : first + chunk]
+            found, slopes = self._stacked_gradients(self.method, stack(own), total)
+            finite = found.isfinite()
+            if finite.all():
+                self._add(slopes)
+            elif finite.any():  # one that diverged would spoil the others' gradient
+                fine = [episode for episode, whether in zip(own, finite) if whether]
+                self._run_stacked(fine, chunk, total)
+            losses += found.tolist()
+        return losses
 
-    def plan(self, episode: EpisodeBatch) -> tuple[int, int]:
-        """How many tasks of this size run at once, and the bytes that they need together."""
+    def _run_alone(self, episodes: list[EpisodeBatch], at_once: int, total: int) -> list[float]:
+        """Run episodes each for itself, in turn or side by side on threads."""
+        together = at_once > 1 and len(episodes) > 1
+        run = partial(_side_by_side, at_once) if together else _in_turn
+        losses = []
+        for loss, slopes in run(partial(self._gradients, total=total), self.method, episodes):
+            if loss.isfinite():
+                self._add(slopes)
+            losses.append(loss.item())
+        return losses
+
+    def _add(self, slopes: Sequence[Tensor | None]) -> None:
+        for value, slope in zip(_learnt(self.method), slopes):
+            if slope is not None and value.grad is None:
+                value.grad = slope.clone()  # two parameters may have got one tensor
+            elif slope is not None:
+                value.grad.add_(slope)
+
+    def plan(self, episode: EpisodeBatch) -> Plan:
+        """How tasks of this size run."""
         size = _size(episode)
         if size not in self._plans:
             needed = memory_of_task(self.method, _padded(episode))
@@ -117,19 +173,29 @@ class MetaBatch:
                 raise ValueError(
                     f"mode = 'stacked' is impossible: {obstacle}; use 'auto' or 'loop'"
                 )
-            chunk = 1 if obstacle else min(3 * needed // 2 + SPARE, free) // needed
-            how = f"tasks in turn ({obstacle})" if obstacle else f"up to {chunk} tasks stacked"
+            tasks = min(3 * needed // 2 + SPARE, free) // needed
+            how = f"up to {tasks} tasks stacked"
+            if obstacle:
+                tasks = min(tasks, self._threads(episode, needed))
+                how = f"{tasks} tasks side by side" if tasks > 1 else "tasks in turn"
+                how = f"{how} ({obstacle})"
             log.info(
                 "support %d, query %d clips of up to %d frames: %s; %.0f MB a task",
                 *size[:3],
                 how,
                 needed / MEGABYTE,
             )
-            self._plans[size] = chunk, chunk * needed
+            self._plans[size] = Plan(tasks, not obstacle, tasks * needed)
         return self._plans[size]
 
-    def _has_convolutions(self) -> bool:
-        return any(isinstance(module, nn.Conv1d) for module in self.method.modules())
+    def _threads(self, episode: EpisodeBatch, needed: int) -> int:
+        """How many tasks may run side by side."""
+        threads = torch.get_num_threads()
+        large = needed > LARGE_CONVOLUTION  # small ones would wait for the interpreter
+        alone = self.mode == "loop" or device_of(self.method) != CPU or not large
+        if alone or threads == 1 or _draws(self.method, episode):
+            return 1
+        return threads
 
     def _obstacle(self, episode: EpisodeBatch, needed: int) -> str:
         """Why tasks are not stacked; empty if they are."""
@@ -145,7 +211,7 @@ class MetaBatch:
         first_order = not getattr(self.method, "second_order", False)
         if self.mode == "auto" and first_order and any(isinstance(m, nn.RNNBase) for m in layers):
             return "recurrent layers are faster alone in first order"
-        large = LARGE_CONVOLUTION if self._has_convolutions() else LARGE
+        large = LARGE_CONVOLUTION if _has_convolutions(self.method) else LARGE
         if self.mode == "auto" and needed > large and device_of(self.method) == CPU:
             return "operations as large as these are faster alone"
         try:
@@ -154,6 +220,77 @@ class MetaBatch:
         except Exception as error:  # whatever a backbone does to tensors that stand for many
             return f"a layer cannot be stacked: {str(error).splitlines()[0]}"
         return ""
+
+
+def _has_convolutions(method: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv1d) for module in method.modules())
+
+
+def _learnt(method: nn.Module) -> list[nn.Parameter]:
+    return [value for value in method.parameters() if value.requires_grad]
+
+
+def _gradients(
+    method: nn.Module, episode: EpisodeBatch, total: int, mixed: bool
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """Loss of an episode, or losses of a stack; gradient of their sum divided by ``total``."""
+    if _has_convolutions(method):
+        episode = episode.map(_channels_apart)
+    with _mixed_precision(method) if mixed else nullcontext():
+        losses = method.loss(episode)
+    mean = losses.sum() / total
+    return losses.detach(), torch.autograd.grad(mean, _learnt(method), allow_unused=True)
+
+
+def _mixed_precision(method: nn.Module) -> torch.autocast:
+    # Without a cache: one that inner steps fill would hold graphs that they have used up.
+    return torch.autocast(device_of(method).type, torch.bfloat16, cache_enabled=False)
+
+
+def _compiled(gradients: Callable) -> Callable:
+    """Compile loss and gradient as one piece, which saves what two would have to hand over."""
+    settings = {"trace_autograd_ops": True}
+    if not all(hasattr(torch._dynamo.config, name) for name in settings):
+        raise ImportError(
+            f"compile needs a PyTorch that can compile gradients, from 2.11 on, not "
+            f"{torch.__version__}: pip install --upgrade torch, or leave compile out"
+        )
+    compiled = torch.compile(gradients, dynamic=False)
+    return torch._dynamo.config.patch(settings)(compiled)
+
+
+def _in_turn(gradients: Callable, method: nn.Module, episodes: Sequence[EpisodeBatch]) -> Iterator:
+    return (gradients(method, episode) for episode in episodes)
+
+
+def _side_by_side(
+    workers: int, gradients: Callable, method: nn.Module, episodes: Sequence[EpisodeBatch]
+) -> Iterator:
+    """What ``gradients`` gives of each episode, in their order, by threads with a task each."""
+    threads, workers = torch.get_num_threads(), min(workers, len(episodes))
+    shared = {id(tensor): tensor for tensor in chain(method.parameters(), method.buffers())}
+
+    def run(episode: EpisodeBatch):
+        # To call a module with other parameters is to change it for that time. So each has a
+        # module of its own, around the same tensors.
+        return gradients(copy.deepcopy(method, dict(shared)), episode)
+
+    # The choice of kernels is made for all threads, which would undo it for each other.
+    kernels = own_kernels() if getattr(method, "second_order", False) else nullcontext()
+    each = (max(threads // workers, 1),)
+    try:
+        with kernels, ThreadPoolExecutor(workers, "task", torch.set_num_threads, each) as pool:
+            yield from pool.map(run, episodes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _draws(method: nn.Module, episode: EpisodeBatch) -> bool:
+    """Whether the loss draws random numbers: side by side, chance would say which task's first."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        before = torch.get_rng_state()
+        method.loss(episode)
+        return not torch.equal(before, torch.get_rng_state())
 
 
 def memory_of_task(method: nn.Module, episode: EpisodeBatch) -> int:
