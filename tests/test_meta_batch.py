@@ -3,6 +3,7 @@
 import inspect
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -461,6 +462,34 @@ def test_an_episode_that_diverges_adds_no_gradient(mode, two_threads):
 def test_strange_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         MetaBatch(_method(), **arguments)
+
+
+@pytest.mark.parametrize("name", ["maml_plus_plus", "metaser_adversarial"])
+def test_a_loss_that_changes_while_it_trains_is_not_compiled(name):
+    with pytest.raises(ValueError, match="compile is for a loss that stays the same"):
+        MetaBatch(_method(name), compile=True)
+
+
+def test_a_torch_that_cannot_compile_gradients_is_named(monkeypatch):
+    monkeypatch.setattr(meta_batch.torch._dynamo, "config", object())
+    with pytest.raises(ImportError, match="from 2.11 on"):
+        MetaBatch(_method(), compile=True)
+
+
+@pytest.mark.slow
+def test_what_is_compiled_stays_so_for_many_sizes():
+    """PyTorch's own limit is eight, after which it goes on uncompiled."""
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    gradients = meta_batch._compiled(partial(meta_batch._gradients, mixed=False), backend)
+    method = _method("fomaml", inner_steps=1)
+    for support in [*range(2, 13), 12]:
+        gradients(method, stack([_episode(0, support=support), _episode(1, support=support)]), 2)
+    assert len(graphs) == 11
 
 
 @pytest.mark.slow

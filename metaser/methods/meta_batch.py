@@ -28,6 +28,12 @@ LARGE, LARGE_CONVOLUTION = 64 * MEGABYTE, 8 * MEGABYTE
 """A task that needs more than this has operations that fill a processor by themselves: stacked,
 they no longer fit its cache, and take longer."""
 
+CHANGING = ("first_order_share", "multi_step_share", "terms")
+"""Arguments of methods by which the loss depends on how much of the training is over."""
+
+COMPILED_SIZES = 64
+"""Different sizes of episodes, and methods in one process, that may be compiled."""
+
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +86,8 @@ class MetaBatch:
     Raises
     ------
     ValueError
-        If stacking is asked for, but the method or a layer cannot be stacked (when it first runs).
+        If stacking is asked for, but the method or a layer cannot be stacked (when it first runs);
+        if compiling is asked for of a loss that changes while it trains.
     ImportError
         If compiling is asked for of a PyTorch that cannot compile a gradient.
     MemoryError
@@ -98,6 +105,12 @@ class MetaBatch:
             raise ValueError(f"mode must be one of {MODES}, not {mode!r}")
         if compile and mode == "loop":
             raise ValueError("compile is for stacked tasks: leave mode at 'auto' or 'stacked'")
+        changing = [name for name in CHANGING if getattr(method, name, None)]
+        if compile and changing:
+            raise ValueError(
+                f"compile is for a loss that stays the same while it trains, which {changing[0]} "
+                "changes at every step: leave one of them out"
+            )
         self.method = method
         self.mode = mode
         self._gradients = partial(_gradients, mixed=mixed_precision)
@@ -247,15 +260,19 @@ def _mixed_precision(method: nn.Module) -> torch.autocast:
     return torch.autocast(device_of(method).type, torch.bfloat16, cache_enabled=False)
 
 
-def _compiled(gradients: Callable) -> Callable:
+def _compiled(gradients: Callable, backend="inductor") -> Callable:
     """Compile loss and gradient as one piece, which saves what two would have to hand over."""
-    settings = {"trace_autograd_ops": True}
+    settings = {
+        "trace_autograd_ops": True,
+        "recompile_limit": COMPILED_SIZES,
+        "fail_on_recompile_limit_hit": True,  # it would go on uncompiled and say so to nobody
+    }
     if not all(hasattr(torch._dynamo.config, name) for name in settings):
         raise ImportError(
             f"compile needs a PyTorch that can compile gradients, from 2.11 on, not "
             f"{torch.__version__}: pip install --upgrade torch, or leave compile out"
         )
-    compiled = torch.compile(gradients, dynamic=False)
+    compiled = torch.compile(gradients, dynamic=False, backend=backend)
     return torch._dynamo.config.patch(settings)(compiled)
 
 
