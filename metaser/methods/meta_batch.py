@@ -81,7 +81,7 @@ class MetaBatch:
     mixed_precision : bool
         Take products and convolutions in bfloat16, the parameters and all else as they are: faster
         on processors (AVX512-BF16, AMX) and GPUs that are made for it, slower on others. The
-        gradient is then some per cent off.
+        gradient is then some per cent off, of deep convolutional nets up to a quarter.
 
     Raises
     ------
