@@ -1,18 +1,16 @@
 """Adapt a trained model to a few labelled clips of a language, and say what to expect of it."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 
 import numpy as np
-import torch
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from metaser import metrics
 from metaser.clips import Clips, gather, hear, mixed_rates, refuse_two_labels
 from metaser.expectation import Expected, Folds, expect
-from metaser.features import Features
+from metaser.features import Features, enough_threads
 from metaser.labels import nearest
 from metaser.methods.inner_loop import Adapted
 from metaser.model_file import Adaptation, Constants, ModelFile, measured_at
@@ -159,7 +157,7 @@ def fit(
     present = np.isin(known, targets) if present is None else present
     own = file.support_constants(features, rows)
     support = own.apply(features.batch(rows, targets, present))
-    with _threads(features):
+    with enough_threads(features):
         adapted = file.method.adapt(support)
     if not isinstance(adapted, Adapted):
         raise ValueError(
@@ -173,19 +171,8 @@ def scores(adapted: Adapted, own: Constants, features: Features, rows: np.ndarra
     """Scores (clips, classes) of clips whose features are known."""
     nothing = np.zeros(len(rows), int)
     batch = own.apply(features.batch(rows, nothing, adapted.classes.numpy()))
-    with _threads(features):
+    with enough_threads(features):
         return adapted(batch.modalities).numpy()
-
-
-@contextmanager
-def _threads(features: Features) -> Iterator[None]:
-    """One thread where a clip is one vector: several would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if features.values.shape[1] <= 1 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def foresee(

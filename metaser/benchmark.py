@@ -28,7 +28,7 @@ from metaser import __version__, metrics
 from metaser.audio import content_hash
 from metaser.backbones import BACKBONES, make_backbone
 from metaser.cluster import workplace
-from metaser.devices import CPU, device_of, find_device
+from metaser.devices import CPU, cpu_threads, device_of, find_device
 from metaser.distributed import from_first, is_shared, process_group, rank
 from metaser.domains import count_domains, number_domains
 from metaser.episodes import (
@@ -304,8 +304,7 @@ def _follow(protocol: Protocol, out: Path, data, task_folders, cache, device) ->
 
 def _threads(materials: dict[str, Material], jobs: int) -> int:
     """Threads of each of some processes: more than one serve networks over frames alone."""
-    parts = [part for found in materials.values() for part in found.plain.modalities.values()]
-    if all(part.values.shape[1] <= 1 for part in parts):
+    if all(material.plain.are_vectors for material in materials.values()):
         return 1
     return int(os.environ.get("OMP_NUM_THREADS") or max(1, cpu_count() // jobs))
 
@@ -791,19 +790,14 @@ def run_job(
     logging.basicConfig(level=os.environ.get("METASER_LOG", "WARNING").upper())
     started = time.perf_counter()
     rows = []
-    with ALONE:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            checkpoints = out and out / "checkpoints"
-            for row in _rows(protocol, job, materials, done, checkpoints, device):
-                if out is not None:
-                    if owner not in (os.getpid(), os.getppid()):
-                        raise RuntimeError(f"the run that writes to {out} is gone")
-                    append_row(out / "rows.jsonl", row)
-                rows.append(row)
-        finally:
-            torch.set_num_threads(before)
+    with ALONE, cpu_threads(threads):
+        checkpoints = out and out / "checkpoints"
+        for row in _rows(protocol, job, materials, done, checkpoints, device):
+            if out is not None:
+                if owner not in (os.getpid(), os.getppid()):
+                    raise RuntimeError(f"the run that writes to {out} is gone")
+                append_row(out / "rows.jsonl", row)
+            rows.append(row)
     return job, time.perf_counter() - started, rows
 
 

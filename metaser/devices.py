@@ -1,6 +1,8 @@
 """Where tensors are: the processor, or an accelerator."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -34,3 +36,14 @@ def device_of(method) -> torch.device:
     parameters = method.parameters() if isinstance(method, nn.Module) else iter(())
     first = next(parameters, None)
     return CPU if first is None else first.device
+
+
+@contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """Have PyTorch use this many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ from torch import nn
 
 from metaser import audio, recording, store, video
 from metaser.batch import Batch, Padded
+from metaser.devices import cpu_threads
 from metaser.frontends import FAMILIES, FRONTENDS, Joined, Vectors
 from metaser.modalities import read_vectors
 from metaser.protocol import typed
@@ -95,6 +97,11 @@ class Features:
     def modalities(self) -> dict[str, "Features"]:
         """The features of each modality, this one first."""
         return {part.modality: part for part in (self, *self.beside)}
+
+    @property
+    def are_vectors(self) -> bool:
+        """Whether no clip has more than one frame, in any modality."""
+        return all(part.values.shape[1] <= 1 for part in (self, *self.beside))
 
     def batch(self, rows: np.ndarray, targets: np.ndarray, classes: np.ndarray) -> Batch:
         """Gather clips into a labelled batch of all modalities, padded to the longest of them.
@@ -160,6 +167,11 @@ def make_frontend(arguments: dict, modality: str = "audio") -> Callable:
         return family[name](**typed(family[name], arguments))
     except TypeError as error:
         raise ValueError(f"front end {name!r}: {error}") from error
+
+
+def enough_threads(features: Features) -> AbstractContextManager:
+    """Have PyTorch use one thread where clips are vectors: several would wait for each other."""
+    return cpu_threads(1 if features.are_vectors else torch.get_num_threads())
 
 
 def default_cache() -> Path:

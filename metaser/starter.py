@@ -24,7 +24,7 @@ from metaser.benchmark import (
 from metaser.calibration import ece, fit_temperature, probabilities
 from metaser.domains import count_domains
 from metaser.expectation import Draw, fit_bands, skill
-from metaser.features import Features, extract, make_frontend
+from metaser.features import Features, enough_threads, extract, make_frontend
 from metaser.labels import nearest
 from metaser.model_file import (
     FORMAT,
@@ -321,7 +321,8 @@ def train_file(
     channels = {"audio": next(iter(raw.values())).values.shape[2]}
     domains = count_domains([material.task for material in materials.values()])
     method = make_method(recipe.method, setup, len(classes), channels, seed, domains)
-    train_job(method, recipe.protocol, setup, job, materials, checkpoints)
+    with enough_threads(next(iter(raw.values()))):
+        train_job(method, recipe.protocol, setup, job, materials, checkpoints)
     frontend = make_frontend(setup.frontend)
     header = Header(
         format=FORMAT,

@@ -14,10 +14,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from metaser import adaptation
+from metaser import adaptation, starter
 from metaser import training as library
 from metaser.cli import app
 from metaser.commands.options import quick_imports
+from metaser.devices import cpu_threads
 from metaser.episodes import TaskSampler
 from metaser.features import Features
 from metaser.model_curve import adapted_model
@@ -167,15 +168,24 @@ def test_vectors_are_learnt_from_by_one_thread_and_frames_by_all(trained, monkey
         "adapt",
         lambda *arguments: seen.append(torch.get_num_threads()) or inside(*arguments),
     )
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
+    with cpu_threads(2):
         for frames in (1, 3):
             features, rows, targets = _made_up(file.header.channels["audio"], frames)
             adaptation.fit(file, features, rows, targets)
         assert seen == [1, 2] and torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+
+
+def test_on_vectors_one_thread_trains(training, tmp_path, monkeypatch):
+    seen = []
+
+    def stop(*_):
+        seen.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(starter, "train_job", stop)
+    with cpu_threads(2):
+        CliRunner().invoke(app, [*map(str, training), "--out", str(tmp_path / "m.safetensors")])
+    assert seen == [1]
 
 
 def _made_up(channels: int, frames: int):

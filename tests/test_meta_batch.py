@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from metaser.backbones import BACKBONES, MLP
 from metaser.batch import Batch, EpisodeBatch, Padded, stack
-from metaser.devices import device_of
+from metaser.devices import cpu_threads, device_of
 from metaser.memory import PeakMemory
 from metaser.methods import METHODS, meta_batch
 from metaser.methods.maml import MAML
@@ -336,10 +336,8 @@ def two_threads(monkeypatch):
     """PyTorch has two threads, and every task counts as large."""
     monkeypatch.setattr(meta_batch, "LARGE", 0)
     monkeypatch.setattr(meta_batch, "LARGE_CONVOLUTION", 0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads(2):
+        yield
 
 
 def _assert_side_by_side(method: nn.Module, caplog) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metaser.batch import Batch, EpisodeBatch, Padded, stack
-from metaser.devices import CPU, device_of
+from metaser.devices import CPU, cpu_threads, device_of
 from metaser.memory import PeakMemory, available_memory
 from metaser.methods.inner_loop import own_kernels
 
@@ -294,12 +294,10 @@ def _side_by_side(
 
     # The choice of kernels is made for all threads, which would undo it for each other.
     kernels = own_kernels() if getattr(method, "second_order", False) else nullcontext()
-    each = (max(threads // workers, 1),)
-    try:
-        with kernels, ThreadPoolExecutor(workers, "task", torch.set_num_threads, each) as pool:
-            yield from pool.map(run, episodes)
-    finally:
-        torch.set_num_threads(threads)
+    each = max(threads // workers, 1)
+    pool = ThreadPoolExecutor(workers, "task", torch.set_num_threads, (each,))
+    with cpu_threads(each), kernels, pool:
+        yield from pool.map(run, episodes)
 
 
 def _draws(method: nn.Module, episode: EpisodeBatch) -> bool:
