@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib import metadata
@@ -443,16 +443,21 @@ def peak_memory(cell: Cell, contender: str, threads: int, limit: float) -> int:
     return status("VmHWM") - before
 
 
-def in_own_process(work: Callable, *arguments) -> object:
-    """Call in a process that has imported the same and done nothing else."""
+def own_process() -> ProcessPoolExecutor:
+    """One process that has imported the same and done nothing else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["metaser.methods.meta_batch", "torch.utils.flop_counter"])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(work, *arguments).result()
+    return ProcessPoolExecutor(1, mp_context=context)
 
 
-def prepare(cell: Cell, contender: str, budget: float) -> tuple[Callable[[], float], float]:
-    """Warm a contender up; return what measures its seconds an episode, and its first call's."""
+turns: list[Callable[[], float]] = []
+"""What times the contender whose process this is."""
+
+
+def prepare(cell: Cell, contender: str, threads: int, limit: float, budget: float) -> float:
+    """Warm a contender up in its own process; return its first call's seconds."""
+    torch.set_num_threads(threads)
+    limit_memory(limit)
     model, run = cell.start(contender)
     episodes = NETS[cell.net].episodes(cell.meta_batch)
 
@@ -469,28 +474,37 @@ def prepare(cell: Cell, contender: str, budget: float) -> tuple[Callable[[], flo
             del episodes[max(1, round(budget / each)) :]
         slow = each * len(episodes) > 20 * budget
     repeats = 1 if slow else max(1, round(budget / seconds(work)))
-    return lambda: seconds(work, repeats) / len(episodes), first
+    turns.append(lambda: seconds(work, repeats) / len(episodes))
+    return first
+
+
+def take_turn() -> float:
+    """Seconds an episode of the contender whose process this is."""
+    return turns[-1]()
 
 
 def measure(cell: Cell, contenders: list[str], options: argparse.Namespace) -> dict:
     """Time the contenders in turns, round by round; also the matrix product."""
-    rows, timers, peaks = {}, {}, []
-    for name in contenders:
-        row = rows[name] = {"failure": failure(name, cell.net, cell.order)}
-        try:
-            if row["failure"] is None and options.memory:
-                row["memory"] = in_own_process(
-                    peak_memory, cell, name, options.threads, options.memory_limit
-                )
-            if row["failure"] is None:
-                timers[name], row["first_call"] = prepare(cell, name, options.seconds)
-                row["seconds"] = []
-        except Exception as error:
-            row["failure"] = brief(error)
-    for _ in range(options.rounds):
-        peaks.append(matrix_peak())
-        for name, timer in timers.items():
-            rows[name]["seconds"].append(timer())
+    rows, processes, peaks = {}, {}, []
+    common = (options.threads, options.memory_limit)
+    with ExitStack() as stack:
+        for name in contenders:
+            row = rows[name] = {"failure": failure(name, cell.net, cell.order)}
+            try:
+                if row["failure"] is None and options.memory:
+                    with own_process() as process:
+                        row["memory"] = process.submit(peak_memory, cell, name, *common).result()
+                if row["failure"] is None:
+                    process = stack.enter_context(own_process())
+                    first = process.submit(prepare, cell, name, *common, options.seconds)
+                    row["first_call"], row["seconds"] = first.result(), []
+                    processes[name] = process
+            except Exception as error:
+                row["failure"] = brief(error)
+        for _ in range(options.rounds):
+            peaks.append(matrix_peak())
+            for name, process in processes.items():
+                rows[name]["seconds"].append(process.submit(take_turn).result())
     return {
         "cell": asdict(cell),
         "flops": flops(cell.net, cell.order, cell.steps),
