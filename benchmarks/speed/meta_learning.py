@@ -495,6 +495,7 @@ def measure(cell: Cell, contenders: list[str], options: argparse.Namespace) -> d
                     with own_process() as process:
                         row["memory"] = process.submit(peak_memory, cell, name, *common).result()
                 if row["failure"] is None:
+                    row["off"] = distance(name, cell.net, cell.order, torch.float32)
                     process = stack.enter_context(own_process())
                     first = process.submit(prepare, cell, name, *common, options.seconds)
                     row["first_call"], row["seconds"] = first.result(), []
@@ -578,7 +579,7 @@ def report(results: list[dict]) -> str:
         for name, row in result["contenders"].items():
             if row["failure"]:
                 line[name] = note(row["failure"])
-                details.append([*cell, name, line[name], "", "", "", ""])
+                details.append([*cell, name, line[name], "", "", "", "", ""])
                 continue
             ratio = ratios(row, reference)
             speed = 1 / median(row["seconds"])
@@ -586,7 +587,8 @@ def report(results: list[dict]) -> str:
             memory = figure(row["memory"] / 2**20) if "memory" in row else ""
             share = f"{100 * speed * result['flops'] / peak:.0f}"
             first = figure(row["first_call"]) if name == COMPILED else ""
-            details.append([*cell, name, line[name], figure(speed), memory, share, first])
+            off = f"{100 * row['off']:.2f}" if "off" in row else ""
+            details.append([*cell, name, line[name], figure(speed), memory, share, first, off])
         glance.append([*cell, *line.values()])
     conditions = ["net", "order", "meta-batch", "steps"]
     about = ", ".join(f"{key} {value}" for key, value in results[0]["machine"].items())
@@ -599,12 +601,13 @@ def report(results: list[dict]) -> str:
             f"{min(len(result['matrix_peak']) for result in results)} rounds or more:",
             table([*conditions, *names], glance),
             "All figures. Memory is the main memory that one meta-gradient takes at its peak; the "
-            "share is that of the matrix product's speed, which ran in the same rounds:",
+            "share is that of the matrix product's speed, which ran in the same rounds; the last "
+            "column is how far the gradient is from the plain loop's, in float32:",
             table(
                 [
                     *conditions,
                     *("contender", "x learn2learn", "episodes/s"),
-                    *("peak MB", "% of peak", "compile s"),
+                    *("peak MB", "% of peak", "compile s", "% off"),
                 ],
                 details,
             ),

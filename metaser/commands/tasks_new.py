@@ -79,7 +79,6 @@ def new(
     ] = False,
 ) -> None:
     """Make a task folder from recordings that carry their labels in folders, names or a table."""
-    from metaser import labels
     from metaser import new_task as library
 
     with plain_errors():
@@ -95,22 +94,7 @@ def new(
             clips = _by_table(library, place, files, frame, given, one_speaker, yes)
         else:
             clips = _by_name(library, place, files, given, one_speaker, pattern, mapping, yes)
-        counts = Counter(clips.table["emotion"])
-        mapped, dropped, unknown = library.map_codes(counts, mapping, drop or ())
-        if unknown and yes:
-            raise ValueError(
-                "nobody has said what these labels mean: "
-                + ", ".join(f"{code!r} ({counts[code]} clips)" for code in unknown)
-                + "; say --map LABEL=CLASS or --drop LABEL for each. Classes are "
-                + ", ".join(labels.CLASSES)
-            )
-        for code in unknown:
-            answer = _ask_class(code, counts[code], [*labels.CLASSES, *(new_class or ())])
-            if answer == "drop":
-                dropped.append(code)
-            else:
-                mapped[code] = answer
-        labels.check_mapping(mapped, dropped, new_class or ())
+        mapped, dropped = _classes(library, clips, mapping, drop or (), new_class or (), yes)
         _show(clips, mapped, dropped)
         if clips.rest and not yes:
             ignore_rest = ignore_rest or typer.confirm("Leave out the files without a label?")
@@ -144,6 +128,29 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise ValueError(f"--map needs CODE=CLASS, such as --map ang=angry, not {text!r}")
     return code, name.strip()
+
+
+def _classes(library, clips, mapping, drop, new, yes) -> tuple[dict[str, str], list[str]]:
+    """The class that each label means, and the labels that are dropped; asks what is not given."""
+    from metaser import labels
+
+    counts = Counter(clips.table["emotion"])
+    mapped, dropped, unknown = library.map_codes(counts, mapping, drop)
+    if unknown and yes:
+        raise ValueError(
+            "nobody has said what these labels mean: "
+            + ", ".join(f"{code!r} ({counts[code]} clips)" for code in unknown)
+            + "; say --map LABEL=CLASS or --drop LABEL for each. Classes are "
+            + ", ".join(labels.CLASSES)
+        )
+    for code in unknown:
+        answer = _ask_class(code, counts[code], [*labels.CLASSES, *new])
+        if answer == "drop":
+            dropped.append(code)
+        else:
+            mapped[code] = answer
+    labels.check_mapping(mapped, dropped, new)
+    return mapped, dropped
 
 
 def _labels(place: Path, table: Path | None, pattern: str, write_audio: Path | None):
