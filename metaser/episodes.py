@@ -17,8 +17,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from metaser.batch import EpisodeBatch
-from metaser.features import Features
-from metaser.tasks import Task
+from metaser.features.table import Features
+from metaser.tasks.task import Task
 
 SPEAKERS = ("disjoint", "same", "any")
 ATTEMPTS = 512

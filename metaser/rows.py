@@ -1,5 +1,6 @@
 """Result rows on disk: one JSON object a line, one line a score."""
 
+import datetime
 import json
 import math
 import os
@@ -69,3 +70,8 @@ def cut_torn_line(path: Path) -> None:
             return
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def now() -> str:
+    """Return the time in UTC, to the second, as rows state it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from metaser.domains import number_domains
+from metaser.benchmark.materials import number_domains
 from metaser.features import Features
 from metaser.tasks import Task
 

@@ -7,8 +7,8 @@ from torch import nn
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.methods import METHODS
 from metaser.methods.maml import MAML
-from metaser.methods.meta_batch import MetaBatch
 from metaser.model import Model, settle_batch_norm
+from metaser.training.meta_batch import MetaBatch
 
 
 class Normed(nn.Module):

@@ -18,8 +18,8 @@ from metaser.cli import app
 from metaser.methods import learn2learn
 
 ROOT = Path(__file__).parents[1]
-REPORT = ("report.html.jinja", "report.md.jinja")
-PAGE = ("page.html.jinja", "page.css", "page.js")
+REPORT = ("report/report.html.jinja", "report/report.md.jinja")
+PAGE = ("page/page.html.jinja", "page/page.css", "page/page.js")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -16,10 +16,11 @@ import pandas as pd
 import typer
 from rich.console import Console
 
+from metaser.adaptation.expect import Draw, expect, fit_bands, uar_of
+from metaser.adaptation.measure import measure, score_draws
+from metaser.adaptation.recipe import prepare, read_recipe, train_file
 from metaser.benchmark import restrict
-from metaser.expectation import Draw, expect, fit_bands, uar_of
 from metaser.features import extract
-from metaser.starter import measure, prepare, read_recipe, score_draws, train_file
 from metaser.tasks import read_task
 
 HERE = Path(__file__).parent

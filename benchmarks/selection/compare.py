@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metaser import labelling, metrics, rows, stats
-from metaser.features import extract, make_frontend, normalise
+from metaser import metrics, rows, stats
+from metaser.features import extract, normalise
+from metaser.frontends import make_frontend
+from metaser.labelling import choose as labelling
 from metaser.methods.baselines import LogisticRegression
 from metaser.tasks import read_task
 

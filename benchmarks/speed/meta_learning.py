@@ -37,8 +37,8 @@ from metaser.backbones import MLP, Recurrent
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.methods.learn2learn import maml as learn2learn_maml
 from metaser.methods.maml import MAML
-from metaser.methods.meta_batch import MetaBatch
 from metaser.model import Model
+from metaser.training.meta_batch import MetaBatch
 
 ORDERS = ("first", "second")
 WAYS, SHOTS, QUERIES = 4, 5, 15

@@ -13,8 +13,8 @@ from joblib import Parallel, delayed
 from metaser.backbones import MLP
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.methods.maml import MAML
-from metaser.methods.meta_batch import MetaBatch
 from metaser.model import Model
+from metaser.training.meta_batch import MetaBatch
 
 SECONDS, ROUNDS, META_BATCH = 4.0, 5, 16
 

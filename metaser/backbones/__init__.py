@@ -17,7 +17,7 @@ from metaser.backbones.recurrent import Recurrent
 from metaser.backbones.replknet import RepLKNet
 from metaser.backbones.resnet18 import ResNet18
 from metaser.backbones.segment_sequence import SegmentSequence
-from metaser.labels import nearest
+from metaser.naming import nearest
 
 BACKBONES = {
     "daae": Autoencoder,

@@ -10,7 +10,7 @@ from torch import Tensor
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.methods.maml import MAML
 from metaser.model import Model
-from metaser.training import Training, train
+from metaser.training.loop import Training, train
 
 HELD_OUT = 0.2
 """Share of each task's speakers whose clips validate."""

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from metaser.fusion import MOST_STAGES
-from metaser.protocol import Count, validated
+from metaser.dimensional.fusion import MOST_STAGES
+from metaser.protocol.schema import Count, validated
 
 Positive = Annotated[float, Field(gt=0)]
 

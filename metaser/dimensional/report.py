@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from metaser.concordance import Concordance, concordances
+from metaser.dimensional.concordance import Concordance, concordances
+from metaser.files import read_json
 from metaser.rows import read_rows
 from metaser.stats import holm
-from metaser.store import read_json
 
 System = tuple[str, str, str, str, int, bool]  # view, method, loss, tasking, shots, in_sample
 FIELDS = ["view", "method", "loss", "tasking", "shots", "in_sample"]

@@ -8,7 +8,10 @@ one rate; ``AS_IS`` that what it reads (if learnt) or gives is neither normalise
 Those of text and video have a ``modality`` and read a transcript or the path of a file instead.
 """
 
+from collections.abc import Callable
 from functools import partial
+
+from torch import nn
 
 from metaser.frontends.egemaps import OpenSmile
 from metaser.frontends.joined import Joined
@@ -21,6 +24,7 @@ from metaser.frontends.text import HashedNgrams, TextEncoder
 from metaser.frontends.vectors import Vectors
 from metaser.frontends.video import VideoFrames
 from metaser.frontends.waveform import Waveform
+from metaser.naming import typed
 
 FRONTENDS = {
     "mfcc": MFCC,
@@ -52,3 +56,33 @@ FAMILIES = {
     )
 }
 """Front ends by the modality that they read; every one has the vectors of a task folder."""
+
+
+def is_learnable(arguments: dict | None) -> bool:
+    """Whether the audio's front end of these arguments is an ``nn.Module``; it is not built."""
+    kind = FRONTENDS.get((arguments or {}).get("name"))
+    return kind is not None and issubclass(getattr(kind, "func", kind), nn.Module)
+
+
+def make_frontend(arguments: dict, modality: str = "audio") -> Callable:
+    """Build a front end from its name and arguments, e.g. ``{"name": "mfcc", "frames": 120}``.
+
+    A learnable one is an ``nn.Module``; ``extracted`` is the front end that it reads.
+    """
+    arguments = dict(arguments)
+    name = arguments.pop("name", None)
+    if modality not in FAMILIES:
+        raise ValueError(f"modality must be one of {sorted(FAMILIES)}, not {modality!r}")
+    family = FAMILIES[modality]
+    if name not in family:
+        own = {other: sorted(names) for other, names in FAMILIES.items() if name in names}
+        hint = f"; {name!r} is a front end of {' and '.join(own)}" if own else ""
+        what = "front end" if modality == "audio" else f"front end of {modality}"
+        raise ValueError(f"{what} must be one of {sorted(family)}, not {name!r}{hint}")
+    if isinstance(arguments.get("parts"), list):
+        parts = [part if isinstance(part, dict) else {"name": part} for part in arguments["parts"]]
+        arguments["parts"] = tuple(map(make_frontend, parts))
+    try:
+        return family[name](**typed(family[name], arguments))
+    except TypeError as error:
+        raise ValueError(f"front end {name!r}: {error}") from error

@@ -1,8 +1,8 @@
 """A support set enlarged by generated vectors, then logistic regression."""
 
 from metaser.batch import Batch
-from metaser.feature_gan import Quality
 from metaser.methods.baselines import LogisticRegression
+from metaser.methods.feature_gan import Quality
 from metaser.methods.inner_loop import Predictor, check_support
 from metaser.methods.support_gan import SupportGAN
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metaser.batch import Batch, EpisodeBatch, join
-from metaser.distributed import sum_over_processes
-from metaser.labels import nearest
 from metaser.losses import gradient_reversal, reversal_ramp, supervised_contrast
+from metaser.machine import sum_over_processes
 from metaser.methods.inner_loop import embed, flatten_tasks, is_stack
 from metaser.model import Model
+from metaser.naming import nearest
 
 PROJECTION = 64
 """Width in which embeddings are compared."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaser.batch import Batch, Padded
-from metaser.feature_gan import FeatureGAN, Quality, play, quality
+from metaser.methods.feature_gan import FeatureGAN, Quality, play, quality
 
 MOST_JUDGED = 1000
 """Vectors that coverage and density are measured on, at most."""

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
-from metaser.feature_gan import Quality
 from metaser.losses import cross_entropy
+from metaser.methods.feature_gan import Quality
 from metaser.methods.fine_tune import CYCLES, as_embeddings, tune_all, tune_head
 from metaser.methods.inner_loop import Predictor, check_steps, check_support, task_loss
 from metaser.methods.outer_terms import make_terms

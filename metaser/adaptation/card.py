@@ -1,0 +1,175 @@
+"""A model's card: what it learnt from, what it is worth, what it must not be used for."""
+
+from pathlib import Path
+
+import numpy as np
+
+from metaser.adaptation.model_file import Header, ModelFile, measured_at
+from metaser.tasks.schema import language_name
+
+SYNTHETIC = (
+    "This model has learnt from synthetic speech only. What it says about people means nothing: it "
+    "shows that the steps work."
+)
+
+ZERO_SHOT = (
+    "This model is not adapted to a language: it predicts zero-shot, from what the source "
+    "languages taught it. `metaser adapt` makes it fit a language."
+)
+
+FOLDS = {
+    "none": "the clips cannot be cross-validated (too few, or most speakers show one emotion), so "
+    "this is what left-out languages gave",
+    "clips": "cross-validated by clips, for speakers are not known or there is one only, which "
+    "flatters; corrected by how much it did so on left-out languages",
+    "speakers": "cross-validated by leaving out speakers, and corrected by how far that lay from "
+    "the truth on left-out languages",
+}
+
+UNJUDGED = (
+    "the model was measured on too few draws to tell how far their cross-validation can be "
+    "trusted, so this is what left-out languages gave"
+)
+
+
+def warnings(header: Header) -> list[str]:
+    """What whoever uses the model must be told each time."""
+    found = [SYNTHETIC] if header.synthetic else []
+    return found + ([] if header.adaptation else [ZERO_SHOT])
+
+
+def percent(value: float, low: float, high: float) -> str:
+    """E.g. ``61.2 % [50.1, 72.3]``."""
+    return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def measured_lines(header: Header) -> list[str]:
+    """Rows of a table in Markdown: quality on what was left out, by clips a class."""
+    lines = [
+        "| clips a class | UAR [95 % interval] | chance | calibration error, before and after |",
+        "|---|---|---|---|",
+    ]
+    for one in header.quality:
+        shots = one.shots or "0 (zero-shot)"
+        interval = percent(one.uar, one.low, one.high)
+        errors = f"{one.ece_before:.3f}, {one.ece_after:.3f}"
+        lines.append(f"| {shots} | {interval} | {100 * one.chance:.0f} % | {errors} |")
+    return lines
+
+
+def expected_lines(header: Header) -> list[str]:
+    """What to expect of an adapted model, in sentences."""
+    own = header.adaptation
+    beside = measured_at(header, own.shots)
+    people = "" if own.speakers is None else f" of {own.speakers} speakers"
+    unjudged = own.folds == "none" and not np.isnan(own.seen)
+    lines = [
+        f"UAR to expect on new clips of other speakers: {percent(own.uar, own.low, own.high)}, "
+        f"95 % interval; chance is {100 / len(own.classes):.0f} %",
+        f"from {own.clips} clips{people}: {UNJUDGED if unjudged else FOLDS[own.folds]}",
+        f"on left-out {_plural(header)} with {beside.shots} clips a class it was "
+        f"{percent(beside.uar, beside.low, beside.high)} ({len(beside.tasks)} corpora)",
+    ]
+    if not np.isnan(own.seen):
+        lines.insert(2, f"the cross-validation itself says {100 * own.seen:.1f} %")
+    return lines
+
+
+def _plural(header: Header) -> str:
+    return {"language": "languages", "task": "corpora", "speakers": "speakers"}[header.left_out]
+
+
+def card(file: ModelFile, name: str, onnx_difference: float | None = None) -> str:
+    """The card in Markdown.
+
+    Parameters
+    ----------
+    file : ModelFile
+        The model.
+    name : str
+        What to call it.
+    onnx_difference : float, optional
+        Largest difference of the ONNX file's scores, if one was made.
+    """
+    header = file.header
+    lines = [f"# {name}", ""]
+    lines += [f"**{sentence}**\n" for sentence in warnings(header)]
+    classes = ", ".join(header.classes)
+    lines += [
+        f"Recognises emotion in speech: {classes}. Made by MetaSER {header.metaser} (method "
+        f"{header.method}, setup {header.setup_name} of protocol {header.protocol}, seed "
+        f"{header.seed}).",
+        "",
+        "## What it learnt from",
+        "",
+        "| task | language | corpus | clips, speakers | licence |",
+        "|---|---|---|---|---|",
+    ]
+    for source in header.sources:
+        made = ", synthetic" if source.synthetic else ""
+        lines.append(
+            f"| {source.name} (version {source.version}) | {language_name(source.language)} | "
+            f"{source.corpus}{made}; {source.reference} | {source.clips}, {source.speakers} | "
+            f"{source.licence} |"
+        )
+    lines += ["", "The model may be bound by these licences.", "", "## Measured quality", ""]
+    lines += [
+        f"Each of its {_plural(header)} was left out of a training in turn, and clips of few "
+        "speakers were drawn from it as a user would give them; the others' clips were judged on. "
+        "UAR is the mean recall over the classes.",
+        "",
+        *measured_lines(header),
+        "",
+    ]
+    if header.adaptation is not None:
+        own = header.adaptation
+        lines += [f"## Adapted to {own.name}", ""]
+        lines += [f"- {sentence}." for sentence in expected_lines(header)]
+        lines += [f"- Classes: {', '.join(own.classes)}.", ""]
+    lines += ["## How it hears", "", *_hearing(header), ""]
+    if onnx_difference is not None:
+        lines += [
+            f"The ONNX file takes {_onnx_input(file)}. Its scores differ by at most "
+            f"{onnx_difference:.1e}.",
+            "",
+        ]
+    lines += [
+        "## Limits",
+        "",
+        "- How a person sounds is not how they feel. Do not judge anyone by it.",
+        "- Acted speech is easier than speech of daily life; most of what it learnt is acted.",
+        "- The interval is about new speakers recorded in the same way. Another microphone, room "
+        "or age group was not measured.",
+        "- A recording of anything else than one voice gets an emotion, too.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _hearing(header: Header) -> list[str]:
+    setup = header.setup
+    arguments = {k: v for k, v in setup.frontend.items() if k != "name"}
+    said = f" with {arguments}" if arguments else ""
+    lines = [f"- Front end: {setup.frontend['name']}{said}; backbone: {setup.backbone['name']}."]
+    if setup.normalise != "none":
+        lines.append(
+            "- Features are normalised by mean and deviation of the clips that it was adapted to, "
+            "leaning on those of the sources; not adapted, by those of the clips predicted on."
+        )
+    versions = ", ".join(f"{name} {number}" for name, number in header.libraries.items())
+    return [*lines, f"- Libraries: {versions}."]
+
+
+def _onnx_input(file: ModelFile) -> str:
+    """What stands inside and outside of an ONNX file."""
+    if file.predictor.model.frontend is None:
+        return "normalised features and gives scores; front end and normalisation stand outside"
+    return "frames of samples and gives scores; the learnt front end is inside"
+
+
+def write_card(path: str | Path, text: str) -> None:
+    """Write a card, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,409 @@
+"""A trained model in one file: weights, all that is needed to use them, and what they are worth.
+
+The file is a safetensors file: plain numbers behind a header of text, nothing that runs. Below the
+key ``metaser`` of the header stands JSON of the form of ``Header``. Tensors are named
+``method.*`` (what was learnt), ``source.centre`` and ``source.spread`` (means and deviations of the
+sources' features) and, after adaptation, ``model.*``, ``own.centre`` and ``own.spread``.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from metaser import __version__
+from metaser.adaptation.expect import Band, Expected, Folds
+from metaser.batch import Batch, Padded
+from metaser.features.table import OUTLIER, Features, enough_threads
+from metaser.frontends import make_frontend
+from metaser.methods.inner_loop import Adapted
+from metaser.protocol.build import make_method
+from metaser.protocol.schema import Setup
+
+FORMAT = 1
+"""Raised when an older MetaSER could not read what is written."""
+
+LIBRARIES = ("librosa", "numpy", "soundfile", "soxr", "torch")
+"""Packages whose versions can change features or scores, besides those of the front end."""
+
+PRIOR_CLIPS = 10.0
+"""Clips that the sources' means and deviations count as beside the given ones.
+
+How it was chosen: benchmarks/README.md.
+"""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+
+
+class SourceTask(_Strict):
+    """A task that was learnt from."""
+
+    name: str
+    version: int
+    language: str
+    corpus: str
+    licence: str
+    reference: str
+    synthetic: bool
+    clips: int
+    speakers: int
+
+
+class Measured(_Strict):
+    """Quality on left-out tasks after adapting to some clips a class; 0 is zero-shot.
+
+    UAR with its 95 % interval (over tasks and draws), its chance level, expected calibration error
+    without and with a temperature that other tasks chose, and the temperature that all choose.
+    """
+
+    shots: int
+    uar: float
+    low: float
+    high: float
+    chance: float
+    temperature: float
+    ece_before: float
+    ece_after: float
+    tasks: list[str]
+    draws: int
+
+
+class Adaptation(_Strict):
+    """To what a model was adapted."""
+
+    name: str
+    task_version: int | None
+    synthetic: bool
+    classes: list[str]
+    clips: int
+    shots: int
+    speakers: int | None
+    contents: list[str]
+    uar: float
+    low: float
+    high: float
+    folds: Folds
+    seen: float
+    temperature: float
+
+    @property
+    def expected(self) -> Expected:
+        """The UAR to expect on new clips."""
+        return Expected(self.uar, self.low, self.high, self.folds, self.seen)
+
+
+class Header(_Strict):
+    """All that a model file says besides its numbers."""
+
+    format: int
+    metaser: str
+    libraries: dict[str, str]
+    protocol: str
+    setup_name: str
+    setup: Setup
+    method: str
+    classes: list[str]
+    channels: dict[str, int]
+    domains: dict[str, int]
+    seed: int
+    sources: list[SourceTask]
+    left_out: str
+    quality: list[Measured]
+    bands: list[Band]
+    adaptation: Adaptation | None = None
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the model has learnt from synthetic speech only."""
+        return all(source.synthetic for source in self.sources)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Means and deviations by which features are normalised, each (channels,) float32."""
+
+    centre: np.ndarray
+    spread: np.ndarray
+
+    def apply(self, batch: Batch) -> Batch:
+        """Normalise the audio of a batch; what is padded stays 0."""
+        audio = batch.modalities["audio"]
+        values = (audio.values - torch.from_numpy(self.centre)) / torch.from_numpy(self.spread)
+        values = values.clamp(-OUTLIER, OUTLIER) * audio.mask.unsqueeze(-1)
+        return replace(batch, modalities={**batch.modalities, "audio": Padded(values, audio.mask)})
+
+
+def constants_of(
+    features: Features, rows: np.ndarray, prior: Constants | None = None, weight: float = 0.0
+) -> Constants:
+    """Means and deviations over all frames of some clips.
+
+    Parameters
+    ----------
+    features : Features
+        Not normalised.
+    rows : ndarray of int
+        Which clips.
+    prior : Constants, optional
+        What to lean on where the clips are few.
+    weight : float
+        Clips that ``prior`` counts as.
+    """
+    lengths = features.lengths[rows]
+    values = features.values[rows]
+    frames = values[np.arange(values.shape[1]) < lengths[:, None]].astype(np.float64)
+    centre, variance = frames.mean(axis=0), frames.var(axis=0)
+    if prior is not None and weight > 0:
+        share = len(rows) / (len(rows) + weight)
+        centre = share * centre + (1 - share) * prior.centre
+        variance = share * variance + (1 - share) * prior.spread.astype(np.float64) ** 2
+    spread = np.maximum(np.sqrt(variance), 1e-6)
+    return Constants(centre.astype(np.float32), spread.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that was read or is to be written.
+
+    Attributes
+    ----------
+    header : Header
+        What it says about itself.
+    method : nn.Module
+        What was learnt, ready to adapt.
+    source : Constants
+        Of the sources' features.
+    adapted : Adapted or None
+        The model adapted to a language.
+    own : Constants or None
+        By which that language's features are normalised.
+    """
+
+    header: Header
+    method: nn.Module
+    source: Constants
+    adapted: Adapted | None = None
+    own: Constants | None = None
+
+    @property
+    def predictor(self) -> Adapted:
+        """What scores clips: the adapted model, or the one that training left."""
+        if self.adapted is not None:
+            return self.adapted
+        everything = torch.ones(len(self.header.classes), dtype=torch.bool)
+        return Adapted(self.method.model, everything)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether features are normalised."""
+        return self.header.setup.normalise != "none"
+
+    @property
+    def temperature(self) -> float:
+        """By which scores are divided."""
+        if self.header.adaptation is not None:
+            return self.header.adaptation.temperature
+        return measured_at(self.header, 0).temperature
+
+    def support_constants(self, features: Features, rows: np.ndarray) -> Constants:
+        """By which a language is normalised of which these clips are given."""
+        if not self.normalises:
+            return Constants(np.zeros(1, np.float32), np.ones(1, np.float32))
+        return constants_of(features, rows, self.source, PRIOR_CLIPS)
+
+    def frontend(self) -> Callable:
+        """The front end that hears clips.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            If it needs an extra that is not installed; the message names the command.
+        """
+        made = make_frontend(self.header.setup.frontend)
+        return getattr(made, "extracted", made)
+
+
+def measured_at(header: Header, shots: int) -> Measured:
+    """The measured quality at the nearest smaller number of shots, or the smallest there is."""
+    below = [one for one in header.quality if one.shots <= shots]
+    return max(below, key=lambda one: one.shots) if below else header.quality[0]
+
+
+def library_versions(frontend: object) -> dict[str, str]:
+    """Versions of the packages that decide a model's numbers."""
+    names = sorted({*LIBRARIES, *getattr(type(frontend), "LIBRARIES", ())})
+    return {name: version(name) for name in names}
+
+
+def other_versions(header: Header) -> list[str]:
+    """Packages that have another version here than where the model was made, in words."""
+    found = []
+    for name, theirs in header.libraries.items():
+        try:
+            ours = version(name)
+        except PackageNotFoundError:
+            ours = "absent"
+        if ours != theirs:
+            found.append(f"{name} was {theirs} and is {ours}")
+    return found
+
+
+def save(path: str | Path, file: ModelFile) -> None:
+    """Write a model file, whole or not at all."""
+    path = Path(path)
+    tensors = {f"method.{name}": value for name, value in _learnt(file.method).items()}
+    tensors |= _constant_tensors("source", file.source)
+    if file.adapted is not None:
+        own = _learnt(file.adapted.model)
+        tensors |= {f"model.{name}": value for name, value in own.items()}
+        tensors |= _constant_tensors("own", file.own)
+    tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    header = {"metaser": file.header.model_dump_json()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, part, metadata=header)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_header(path: str | Path) -> Header:
+    """Read what a model file says about itself, without its weights.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As in ``load``.
+    """
+    return _header(path, _open(path)[1])
+
+
+def load(path: str | Path) -> ModelFile:
+    """Read a model file; its scores are bit by bit those of the model that was written.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ModuleNotFoundError
+        If the front end needs an extra that is not installed; the message names the command.
+    ValueError
+        If the file is cut off, is no model file of MetaSER, or is of a newer format.
+    """
+    tensors, metadata = _open(path)
+    header = _header(path, metadata)
+
+    def untrained():
+        classes, facts = len(header.classes), (header.channels, 0, header.domains)
+        return make_method(header.method, header.setup, classes, *facts)
+
+    made = untrained()
+    _fill(path, made, _below("method.", tensors))
+    source = _constants("source", tensors)
+    if header.adaptation is None:
+        return ModelFile(header, made, source)
+    model = untrained().model
+    _fill(path, model, _below("model.", tensors))
+    present = torch.tensor([name in header.adaptation.classes for name in header.classes])
+    return ModelFile(header, made, source, Adapted(model, present), _constants("own", tensors))
+
+
+def _learnt(module: nn.Module) -> dict[str, Tensor]:
+    """The state but for frozen parameters, such as a whole trained encoder's, which come anew."""
+    frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
+    return {name: value for name, value in module.state_dict().items() if name not in frozen}
+
+
+def _constant_tensors(name: str, constants: Constants) -> dict[str, Tensor]:
+    return {
+        f"{name}.centre": torch.from_numpy(constants.centre),
+        f"{name}.spread": torch.from_numpy(constants.spread),
+    }
+
+
+def _constants(name: str, tensors: dict[str, Tensor]) -> Constants:
+    return Constants(tensors[f"{name}.centre"].numpy(), tensors[f"{name}.spread"].numpy())
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _fill(path: str | Path, module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put weights in place, exactly those that belong there."""
+    wanted = _learnt(module)
+    wrong = sorted(
+        {name for name in wanted.keys() | state.keys()}
+        - {n for n in wanted.keys() & state.keys() if wanted[n].shape == state[n].shape}
+    )
+    if wrong:
+        raise ValueError(
+            f"{path}: the weights {', '.join(wrong[:3])} do not fit the model that this version of "
+            f"MetaSER ({__version__}) builds: use the version that the file was made with"
+        )
+    module.load_state_dict(state, strict=False)
+    module.eval()
+
+
+def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a model file that `metaser train` made, none at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is cut off or is no model file ({error}): fetch or make it again"
+        ) from error
+
+
+def _header(path: str | Path, metadata: dict[str, str]) -> Header:
+    if "metaser" not in metadata:
+        raise ValueError(
+            f"{path} is a safetensors file, but not one of MetaSER: expected one that "
+            "`metaser train` made"
+        )
+    facts = json.loads(metadata["metaser"])
+    if facts.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is of format {facts.get('format')}, made by MetaSER {facts.get('metaser')}; "
+            f"this is MetaSER {__version__}, which reads format {FORMAT}: install the other version"
+        )
+    try:
+        return Header.model_validate_json(metadata["metaser"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{path}: the header is damaged ({where}: {first['msg']}): make the file again"
+        ) from error
+
+
+def scores(adapted: Adapted, own: Constants, features: Features, rows: np.ndarray) -> np.ndarray:
+    """Scores (clips, classes) of clips whose features are known."""
+    nothing = np.zeros(len(rows), int)
+    batch = own.apply(features.batch(rows, nothing, adapted.classes.numpy()))
+    with enough_threads(features):
+        return adapted(batch.modalities).numpy()
+
+
+def zero_shot(file: ModelFile, features: Features, rows: np.ndarray) -> np.ndarray:
+    """Scores (clips, classes) of the model that training left, normalised by these clips."""
+    return scores(file.predictor, file.support_constants(features, rows), features, rows)

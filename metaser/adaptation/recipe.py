@@ -1,0 +1,175 @@
+"""What a model file is trained from: one method of one set-up, and its sources."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from metaser import __version__
+from metaser.adaptation.model_file import (
+    FORMAT,
+    Constants,
+    Header,
+    ModelFile,
+    SourceTask,
+    constants_of,
+    library_versions,
+)
+from metaser.benchmark.materials import Material, count_domains, gather
+from metaser.benchmark.plan import Job, present_tasks, restrict
+from metaser.benchmark.trainings import train_job
+from metaser.features.extraction import extract
+from metaser.features.table import Features, enough_threads
+from metaser.frontends import make_frontend
+from metaser.naming import nearest
+from metaser.protocol.build import make_method, method_type, settle
+from metaser.protocol.schema import Protocol, Setup, read_protocol
+from metaser.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained: one method of one setup of a protocol."""
+
+    protocol: Protocol
+    setup_name: str
+    method: str
+
+    @property
+    def setup(self) -> Setup:
+        """The setup with this method alone."""
+        setup = self.protocol.setups[self.setup_name]
+        return setup.model_copy(update={"methods": {self.method: setup.methods[self.method]}})
+
+
+def read_recipe(
+    protocol: str | Path = "unseen_language",
+    setup: str | None = None,
+    method: str = "inner_loop_alone",
+    sources: Sequence[str] = (),
+) -> Recipe:
+    """Choose what to train.
+
+    Parameters
+    ----------
+    protocol : str or Path
+        A bundled protocol or a file.
+    setup : str, optional
+        One of its setups; the first if not given.
+    method : str
+        One of the setup's methods that learns a network and adapts it without the sources' clips.
+    sources : sequence of str
+        Tasks to learn from, instead of the protocol's.
+
+    Raises
+    ------
+    ValueError
+        If there is no such setup or method, or the method cannot go into a file.
+    """
+    plan = read_protocol(protocol)
+    name = next(iter(plan.setups)) if setup is None else setup
+    if name not in plan.setups:
+        raise ValueError(
+            f"{plan.name} has no setup {name!r}.{nearest(name, plan.setups)} It has "
+            f"{', '.join(plan.setups)}"
+        )
+    # Alone: another setup may need packages that are not installed.
+    plan = settle(plan.model_copy(update={"setups": {name: plan.setups[name]}}))
+    known = plan.setups[name].methods
+    if method not in known:
+        raise ValueError(
+            f"setup {name!r} of {plan.name} has no method {method!r}.{nearest(method, known)} "
+            f"It has {', '.join(known)}"
+        )
+    kind, arguments = method_type(method, plan.setups[name])
+    if not hasattr(kind, "loss") or not arguments.get("pretrain", True):
+        raise ValueError(f"{method!r} trains no network: choose one such as inner_loop_alone")
+    if arguments.get("rehearsal"):
+        raise ValueError(
+            f"{method!r} needs the sources' clips to adapt, which a model file must not hold: "
+            "choose one without rehearsal, such as inner_loop_alone"
+        )
+    if list(plan.setups[name].frontends) != ["audio"]:
+        read = " and ".join(plan.setups[name].frontends)
+        raise ValueError(f"a model file hears audio alone, but setup {name!r} reads {read}")
+    if plan.setups[name].normalise == "speaker":
+        raise ValueError("a model file normalises by the given clips: set normalise = 'corpus'")
+    if sources:
+        plan = plan.model_copy(update={"sources": list(dict.fromkeys(sources))})
+    return Recipe(plan.model_copy(update={"targets": []}), name, method)
+
+
+def prepare(
+    recipe: Recipe,
+    data: Path | None,
+    folders: Sequence[Path],
+    jobs: int,
+    cache: Path | None,
+    console: Console,
+) -> tuple[dict[str, Material], dict[str, Features]]:
+    """The sources that are present, as they are learnt from, and their features as extracted."""
+    tasks, absent = present_tasks(recipe.protocol, data, folders)
+    for name in absent:
+        console.print(f"{name} is not present and is left out", highlight=False)
+    tasks = {name: restrict(task, recipe.protocol.classes) for name, task in tasks.items()}
+    console.print(f"hearing {', '.join(tasks)}", highlight=False)
+    job = Job(recipe.setup_name, (recipe.method,), tuple(tasks), (), 0)
+    materials = gather(recipe.setup, [job], tasks, cache, jobs, console)
+    frontend = make_frontend(recipe.setup.frontend)
+    raw = {name: extract(task, frontend, cache) for name, task in tasks.items()}
+    return materials, raw
+
+
+def train_file(
+    recipe: Recipe,
+    materials: dict[str, Material],
+    raw: dict[str, Features],
+    seed: int,
+    checkpoints: Path,
+) -> ModelFile:
+    """Train on some materials; the file says nothing yet of what it is worth."""
+    setup, classes = recipe.setup, recipe.protocol.classes
+    job = Job(recipe.setup_name, (recipe.method,), tuple(materials), (), seed)
+    channels = {"audio": next(iter(raw.values())).values.shape[2]}
+    domains = count_domains([material.task for material in materials.values()])
+    method = make_method(recipe.method, setup, len(classes), channels, seed, domains)
+    with enough_threads(next(iter(raw.values()))):
+        train_job(method, recipe.protocol, setup, job, materials, checkpoints)
+    frontend = make_frontend(setup.frontend)
+    header = Header(
+        format=FORMAT,
+        metaser=__version__,
+        libraries=library_versions(getattr(frontend, "extracted", frontend)),
+        protocol=recipe.protocol.name,
+        setup_name=recipe.setup_name,
+        setup=setup,
+        method=recipe.method,
+        classes=list(classes),
+        channels=channels,
+        domains=domains,
+        seed=seed,
+        sources=[_facts(material.task) for material in materials.values()],
+        left_out="",
+        quality=[],
+        bands=[],
+    )
+    return ModelFile(header, method, _source_constants(raw.values()))
+
+
+def _facts(task: Task) -> SourceTask:
+    names = ("name", "version", "language", "corpus", "licence", "reference", "synthetic")
+    return SourceTask(
+        **{name: getattr(task, name) for name in names},
+        clips=len(task.table),
+        speakers=task.table["speaker"].nunique(),
+    )
+
+
+def _source_constants(tables: Iterable[Features]) -> Constants:
+    """Mean and deviation within a task, averaged over the tasks."""
+    own = [constants_of(features, np.arange(len(features.lengths))) for features in tables]
+    spread = np.sqrt(np.mean([one.spread.astype(float) ** 2 for one in own], axis=0))
+    centre = np.mean([one.centre for one in own], axis=0)
+    return Constants(centre.astype(np.float32), spread.astype(np.float32))

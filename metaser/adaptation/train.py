@@ -1,0 +1,74 @@
+"""?"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from metaser.adaptation.expect import fit_bands
+from metaser.adaptation.measure import DRAWS, measure, measure_quality
+from metaser.adaptation.model_file import (
+    Header,
+    save,
+)
+from metaser.adaptation.recipe import Recipe, prepare, train_file
+
+
+def train_model(
+    out: str | Path,
+    recipe: Recipe,
+    data: Path | None = None,
+    folders: Sequence[Path] = (),
+    seed: int = 0,
+    jobs: int = 1,
+    cache: Path | None = None,
+    console: Console | None = None,
+    draws: int = DRAWS,
+) -> Header:
+    """Train on all sources that are present and write a model file.
+
+    Before, each language is left out in turn (where there is one only, each task; where there is
+    one task only, half of its speakers), and clips are drawn from it as a user would give them:
+    that says what the model is worth, at which temperature its scores are probabilities, and how
+    far cross-validation over few clips can be trusted. A run that was stopped goes on where it was:
+    its checkpoints are kept beside ``out`` until it is done.
+
+    Parameters
+    ----------
+    out : str or Path
+        The file.
+    recipe : Recipe
+        What to train.
+    data, folders, cache
+        See ``metaser.benchmark.run``.
+    seed : int
+        Of trainings and draws.
+    jobs : int
+        Processes that extract features.
+    console : rich.console.Console, optional
+        Where progress is told.
+    draws : int
+        Draws a left-out task and number of shots; fewer make the intervals less sure.
+
+    Returns
+    -------
+    Header
+        What the file says about itself.
+    """
+    out, console = Path(out), console or Console(stderr=True)
+    materials, raw = prepare(recipe, data, folders, jobs, cache, console)
+    checkpoints = out.with_name(f"{out.name}.checkpoints")
+    kind, scored = measure(recipe, materials, raw, seed, checkpoints, console, draws)
+    console.print(f"training on {', '.join(materials)}", highlight=False)
+    file = train_file(recipe, materials, raw, seed, checkpoints / "all")
+    found = {
+        "quality": measure_quality(scored),
+        "bands": fit_bands([one.draw for one in scored if one.draw.shots]),
+        "left_out": kind,
+    }
+    file = replace(file, header=file.header.model_copy(update=found))
+    save(out, file)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return file.header

@@ -1,0 +1,1 @@
+"""Which languages to learn from, and what trained models hold."""

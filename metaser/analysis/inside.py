@@ -1,0 +1,151 @@
+"""Look into a trained network: corrupted clips, and what adapting changes."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+from rich.console import Console
+from torch import nn
+
+from metaser import stats
+from metaser.analysis.layers import probe
+from metaser.analysis.transfer import Pool
+from metaser.benchmark.materials import Material, gather
+from metaser.benchmark.plan import Job
+from metaser.benchmark.trainings import train_method
+from metaser.episodes import TaskSampler, tensors
+from metaser.features.extraction import extract
+from metaser.features.table import normalise
+from metaser.frontends import make_frontend
+from metaser.methods.inner_loop import predictor
+from metaser.metrics import uar
+from metaser.recording import Situation
+
+SHOTS = 5
+PROBED = 20
+"""Labelled clips a class, and episodes a target, of what looks at labels and into networks."""
+
+CORRUPTIONS = {
+    "as recorded": None,
+    "noise, 20 dB": Situation(noise=20.0),
+    "noise, 5 dB": Situation(noise=5.0),
+    "room, 0.6 s": Situation(reverberation=0.6, wet=1.0),
+    "telephone band, 300 to 3400 Hz": Situation(lowest=300.0, highest=3400.0),
+    "GSM codec": Situation(codec="gsm"),
+    "MP3 codec": Situation(codec="mp3"),
+}
+"""Situations in which a target is heard, while the trained network stays the same."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method trained on the sources of a protocol, and the targets that it has never heard.
+
+    Attributes
+    ----------
+    pool : Pool
+        Where it comes from.
+    setup : str
+        Name of the set-up.
+    method : nn.Module
+        Ready to adapt.
+    materials : dict of str to Material
+        Tasks with their features.
+    seed : int
+        Of the training and the episodes.
+    """
+
+    pool: Pool
+    setup: str
+    method: nn.Module
+    materials: dict[str, Material]
+    seed: int
+
+    def sampler(self, target: str) -> TaskSampler:
+        """Episodes of a target."""
+        protocol = self.pool.protocol
+        return TaskSampler(
+            self.materials[target].task,
+            protocol.classes,
+            SHOTS,
+            protocol.episodes.queries,
+            self.seed,
+            protocol.speakers,
+        )
+
+
+def train_once(pool: Pool, setup: str, seed: int = 0) -> Trained:
+    """Train the first method of a set-up on all sources of languages that no target has."""
+    targets = pool.targets()
+    sources = [name for name in pool.sources(targets[0]) if name not in targets]
+    for target in targets:
+        sources = [name for name in sources if name in pool.sources(target)]
+    own = pool.protocol.setups[setup]
+    job = Job(setup, (next(iter(own.methods)),), tuple(sources), tuple(targets), seed)
+    materials = gather(own, [job], pool.tasks, pool.cache, pool.jobs, Console(quiet=True))
+    method = train_method(job.methods[0], pool.protocol, job, materials)
+    return Trained(pool, setup, method, materials, seed)
+
+
+def corrupted(trained: Trained, target: str) -> pd.DataFrame:
+    """Score a trained network on the same clips of a target, heard in other situations.
+
+    The network, the draws and the languages stay the same, so what is lost against the clips as
+    recorded is lost to acoustics alone. Support and query are heard in the same situation, and
+    normalised over it.
+
+    Returns
+    -------
+    DataFrame
+        One row a situation and number of ``shots`` (0: not adapted): mean ``uar`` and its interval
+        over episodes, the ``difference`` from the clips as recorded with its interval
+        (``stats.paired_test``), and ``episodes``. It is one training, and the intervals say nothing
+        of others.
+    """
+    pool, task = trained.pool, trained.materials[target].task
+    own = pool.protocol.setups[trained.setup]
+    frontend, sampler = make_frontend(own.frontend), trained.sampler(target)
+    model = trained.method.model
+    found: dict[tuple[str, int], list[float]] = {}
+    for name, situation in CORRUPTIONS.items():
+        heard = extract(task, frontend, pool.cache, situation, pool.jobs)
+        heard = normalise(heard, task, own.normalise)
+        for index in range(pool.protocol.episodes.count):
+            episode = sampler.episode(index)
+            batch = tensors(episode, heard)
+            plain = predictor(model, {}, batch.support.classes)
+            for shots, predict in ((0, plain), (SHOTS, trained.method.adapt(batch.support))):
+                guesses = predict(batch.query.modalities).argmax(dim=1).numpy()
+                score = uar(episode.query_targets, guesses)
+                found.setdefault((name, shots), []).append(score)
+    rows = []
+    for (name, shots), scores in found.items():
+        mean = stats.interval(scores)
+        loss = stats.paired_test(scores, found["as recorded", shots])
+        row = {"target": target, "situation": name, "shots": shots, "episodes": len(scores)}
+        row |= {"uar": mean.mean, "low": mean.low, "high": mean.high}
+        row |= {"difference": loss.difference}
+        rows.append(row | {"difference_low": loss.low, "difference_high": loss.high})
+    return pd.DataFrame(rows)
+
+
+def probed(trained: Trained, target: str) -> pd.DataFrame:
+    """How far adapting to a target moves each layer of a trained network.
+
+    Returns
+    -------
+    DataFrame
+        One row a layer: mean ``change`` and ``cka`` (see ``layer_changes.probe``) with 95 %
+        intervals over the ``episodes``.
+    """
+    sampler, features = trained.sampler(target), trained.materials[target].plain
+    tables = [
+        probe(trained.method, tensors(sampler.episode(index), features)) for index in range(PROBED)
+    ]
+    rows = []
+    for layer, values in pd.concat(tables).groupby("layer", sort=False):
+        row = {"target": target, "setup": trained.setup, "layer": layer, "episodes": len(values)}
+        for name in ("change", "cka"):
+            mean = stats.interval(values[name].to_numpy())
+            row |= {name: mean.mean, f"{name}_low": mean.low, f"{name}_high": mean.high}
+        rows.append(row)
+    return pd.DataFrame(rows)

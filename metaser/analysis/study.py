@@ -1,0 +1,86 @@
+"""The study of similarity: measure all that its report shows."""
+
+import os
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+from metaser.analysis.inside import SHOTS, corrupted, probed, train_once
+from metaser.analysis.transfer import (
+    CORRUPTED,
+    INSIDE,
+    PROTOCOL,
+    Pool,
+    agreement,
+    controls,
+    distances,
+    measure,
+    open_pool,
+)
+
+FRONTENDS = {
+    "statistics": {"name": "statistics"},
+    "speaker": {"name": "speaker"},
+    "egemaps": {"name": "egemaps"},
+    "statistics + speaker": {"name": "joined", "parts": ["statistics", "speaker"]},
+}
+"""Front ends whose distances the study compares."""
+
+
+def predictors(pool: Pool, console: Console) -> pd.DataFrame:
+    """Every distance of every front end for all targets, as scores of which more promises more."""
+    rows = []
+    for (name, frontend), target in product(FRONTENDS.items(), pool.targets()):
+        console.print(f"distances of {target} by {name}", highlight=False)
+        for row in distances(pool, target, frontend, SHOTS, resamples=0).itertuples():
+            view = "as it is" if row.normalise == "none" else "normalised"
+            rows.append((target, row.source, f"{row.distance}, {name}, {view}", -row.value))
+    return pd.DataFrame(rows, columns=["target", "source", "predictor", "score"])
+
+
+def study(
+    out: Path,
+    data: Path | None = None,
+    folders: Sequence[Path] = (),
+    cache: Path | None = None,
+    jobs: int = 1,
+    console: Console | None = None,
+) -> None:
+    """Measure all that the report of ``similarity_report`` shows, as CSV files in ``out``.
+
+    ``pairs.csv`` is the measured transfer, ``scores.csv`` what predicts it, ``agreement.csv`` how
+    well; ``layers.csv`` and ``corruptions.csv`` look into the networks of the protocol ``layers``.
+    What ``out`` holds of the measured transfer is not measured again.
+    """
+    console = console or Console(stderr=True)
+    pool = open_pool(None, PROTOCOL, data, folders, cache, jobs)
+    pairs = measure(pool, out, console=console)
+    write_table(out / "pairs.csv", pairs)
+    scores = predictors(pool, console)
+    write_table(out / "scores.csv", scores)
+    tables = []
+    for method, own in pairs.groupby("method", sort=False):
+        rivals = pd.concat([scores, controls(pool, own)])
+        tables.append(agreement(rivals, own).assign(method=method))
+    write_table(out / "agreement.csv", pd.concat(tables))
+    inside = open_pool(None, INSIDE, data, folders, cache, jobs)
+    layers, corruptions = [], []
+    for setup in inside.protocol.setups:
+        console.print(f"inside {setup}", highlight=False)
+        trained = train_once(inside, setup)
+        layers += [probed(trained, target) for target in inside.targets()]
+        if setup == CORRUPTED:
+            corruptions += [corrupted(trained, target) for target in inside.targets()]
+    write_table(out / "layers.csv", pd.concat(layers))
+    write_table(out / "corruptions.csv", pd.concat(corruptions))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a CSV file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    table.to_csv(part, index=False, float_format="%.6g")
+    os.replace(part, path)

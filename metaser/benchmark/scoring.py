@@ -1,0 +1,117 @@
+"""One cell of a benchmark: its episodes, and a method's scores on them."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from metaser import __version__, metrics
+from metaser.audio import content_hash
+from metaser.benchmark.materials import Material
+from metaser.benchmark.plan import restrict
+from metaser.episodes import (
+    SplitSampler,
+    TaskSampler,
+    digest,
+    join_same_audio,
+    tensors,
+    write_manifest,
+)
+from metaser.machine import device_of
+from metaser.protocol.schema import Protocol, Setup
+from metaser.rows import now
+from metaser.tasks.task import Task, read_task
+
+
+def cell_sampler(protocol: Protocol, task: Task, size, seed: int):
+    """The sampler of a cell, and how many episodes it draws."""
+    if protocol.episodes is not None:
+        plan = protocol.episodes
+        sampler = TaskSampler(
+            task, protocol.classes, size, plan.queries, seed, speakers=protocol.speakers
+        )
+        return sampler, plan.count
+    return SplitSampler(task, protocol.classes, protocol.split.test, size, seed), 1
+
+
+def write_episodes(
+    protocol: Protocol,
+    target: str,
+    shots: int,
+    seed: int,
+    path: Path,
+    data: Path | None = None,
+    folders: Sequence[Path] = (),
+) -> str:
+    """Write the manifest of a cell's episodes and return its digest."""
+    if protocol.episodes is None or shots not in protocol.episodes.shots:
+        sizes = protocol.episodes.shots if protocol.episodes else "splits, not episodes"
+        raise ValueError(f"{protocol.name} has no {shots}-shot episodes; it has {sizes}")
+    if seed not in protocol.seeds:
+        raise ValueError(f"{protocol.name} has no seed {seed}; it has {protocol.seeds}")
+    task = read_task(target, data, folders)
+    if task.table is None:
+        raise FileNotFoundError(f"the audio of {target} is not present: name its root by --data")
+    task = restrict(task, protocol.classes)
+    task = join_same_audio(
+        task, np.array([content_hash(task.audio / f) for f in task.table["file"]])
+    )
+    sampler, count = cell_sampler(protocol, task, shots, seed)
+    return write_manifest(path, task, [sampler.episode(index) for index in range(count)])
+
+
+def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: Material) -> dict:
+    """Adapt to and score every episode of a cell."""
+    setup_name, label, target, size, seed = key
+    sampler, count = cell_sampler(protocol, material.task, size, seed)
+    episodes = [sampler.episode(index) for index in range(count)]
+    uar, macro_f1, seconds = [], [], []
+    confusion = np.zeros((len(protocol.classes),) * 2, int)
+    for episode in episodes:
+        batch = tensors(episode, material.plain).to(device_of(method))
+        started = time.perf_counter()
+        scores = method.adapt(batch.support)(batch.query.modalities).cpu()
+        seconds.append(time.perf_counter() - started)
+        if torch.isnan(scores).any():
+            raise FloatingPointError(
+                f"{label} gives scores that are not numbers in episode {episode.index} of {target} "
+                f"at {size}: lower its rate"
+            )
+        predicted = scores.argmax(dim=1).numpy()
+        uar.append(metrics.uar(episode.query_targets, predicted))
+        macro_f1.append(metrics.macro_f1(episode.query_targets, predicted))
+        confusion += metrics.confusion(
+            episode.query_targets, predicted, range(len(protocol.classes))
+        )
+    return {
+        "setup": setup_name,
+        "method": label,
+        "target": target,
+        "task_version": material.task.version,
+        "language": material.task.language,
+        "synthetic": material.task.synthetic,
+        "shots": size if protocol.episodes else None,
+        "queries": protocol.episodes.queries if protocol.episodes else None,
+        "fraction": None if protocol.episodes else size,
+        "seed": seed,
+        "episodes": count,
+        "digest": digest(material.task, episodes),
+        "speakers": protocol.speakers,
+        "normalise": setup.normalise,
+        "modalities": list(setup.frontends),
+        "frontend": ", ".join(facts["name"] for facts in setup.frontends.values()),
+        "backbone": setup.backbone["name"],
+        "batch_norm": setup.batch_norm,
+        "uar": [round(value, 5) for value in uar],
+        "macro_f1": [round(value, 5) for value in macro_f1],
+        "confusion": confusion.tolist(),
+        "classes": list(protocol.classes),
+        "role": "target" if target in protocol.targets else "held_out_source",
+        "adapt_seconds": round(float(np.mean(seconds)), 5),
+        "device": device_of(method).type,
+        "metaser": __version__,
+        "torch": torch.__version__,
+        "created": now(),
+    }

@@ -1,0 +1,5 @@
+"""The `metaser` command."""
+
+from metaser.cli.main import app
+
+__all__ = ["app"]

@@ -1,0 +1,160 @@
+"""`metaser benchmark`, `report`, `episodes`, `synthesise` and `demo`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaser.cli import models
+from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors
+
+
+def synthesise(
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    seed: Annotated[int, typer.Option(help="Another seed gives other speakers and clips.")] = 0,
+    speakers: Annotated[int, typer.Option(help="Speakers a language.")] = 8,
+    sentences: Annotated[int, typer.Option(help="Clips an emotion and speaker.")] = 6,
+) -> None:
+    """Speak the made-up emotional languages (synthetic speech) into a folder."""
+    from metaser.synthetic.corpus import generate
+
+    with plain_errors():
+        made = generate(folder, speakers=speakers, sentences=sentences, seed=seed)
+    typer.echo(f"try: metaser tasks --data {made / 'audio'} --tasks {made / 'tasks'}")
+
+
+def benchmark(
+    protocol: Annotated[str, typer.Argument(help="Name of a protocol, or path of its TOML file.")],
+    data: Data = None,
+    tasks: Folders = None,
+    targets: Annotated[str, typer.Option(help="Only these targets, separated by commas.")] = "",
+    methods: Annotated[str, typer.Option(help="Only these methods, separated by commas.")] = "",
+    jobs: Jobs = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder; results/PROTOCOL if not given.")
+    ] = None,
+    cache: Cache = None,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Cluster that takes the trainings: tcp://HOST:PORT (Dask), ray://HOST:PORT (Ray).",
+        ),
+    ] = "",
+    device: Annotated[
+        str, typer.Option(help="Where to train and adapt: cpu, cuda, cuda:1, ….")
+    ] = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell how much there is to do.")
+    ] = False,
+) -> None:
+    """Run a protocol; a run that was stopped goes on where it was."""
+    from metaser.protocol.schema import read_protocol
+
+    with plain_errors():
+        plan = read_protocol(protocol)
+        from metaser import benchmark as harness
+
+        arguments = {
+            "data": data,
+            "task_folders": tasks or (),
+            "targets": [name for name in targets.split(",") if name],
+            "methods": [name for name in methods.split(",") if name],
+        }
+        out = out or Path("results") / plan.name
+        if dry_run:
+            typer.echo(harness.forecast(plan, out, jobs=jobs, cache=cache, **arguments))
+            return
+        try:
+            harness.run(
+                plan,
+                out,
+                jobs=jobs,
+                cache=cache,
+                scheduler=scheduler,
+                device=device,
+                command=_command_line(),
+                **arguments,
+            )
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; the same command goes on where it was ({out})", err=True)
+            raise typer.Exit(130) from None
+    typer.echo(f"rows: {out / 'rows.jsonl'}\nnext: metaser report {out}")
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder that `metaser benchmark` wrote.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder or .html file; the results folder if not given.")
+    ] = None,
+) -> None:
+    """Write the report of a results folder: one HTML page and a Markdown file."""
+    from metaser.report.page import write
+
+    with plain_errors():
+        page, markdown = write(results, out)
+    typer.echo(f"{page}\n{markdown}")
+
+
+def episodes(
+    protocol: Annotated[str, typer.Argument(help="Name of a protocol, or path of its TOML file.")],
+    target: Annotated[str, typer.Argument(help="Name of the target task.")],
+    shots: Annotated[int, typer.Option(help="Support clips a class.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
+    data: Data = None,
+    tasks: Folders = None,
+) -> None:
+    """Write the clip names of a protocol's episodes, so that anyone can score the same draws."""
+    from metaser.protocol.schema import read_protocol
+
+    with plain_errors():
+        plan = read_protocol(protocol)
+
+        from metaser.benchmark import write_episodes
+
+        digest = write_episodes(plan, target, shots, seed, out, data, tasks or ())
+    typer.echo(f"{out}: digest {digest}")
+
+
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Folder to work in.")] = Path("demo"),
+    jobs: Jobs = 2,
+) -> None:
+    """Compare the methods on made-up languages: synthesise, benchmark smoke, report."""
+    from metaser.protocol.schema import read_protocol
+
+    with plain_errors(hint=f"To begin anew, delete {folder} or name another folder."):
+        from metaser.synthetic.corpus import generate
+
+        typer.echo("Speaking the made-up languages (synthetic speech) ...")
+        made = generate(folder / "languages")
+        from metaser import benchmark as harness
+        from metaser.report.page import overview, write
+
+        results = folder / "results"
+        try:
+            harness.run(
+                read_protocol("smoke"),
+                results,
+                data=made / "audio",
+                task_folders=[made / "tasks"],
+                jobs=jobs,
+                cache=folder / "cache",
+                command=_command_line(),
+            )
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command goes on where it was", err=True)
+            raise typer.Exit(130) from None
+        page, _ = write(results)
+    from rich.console import Console
+
+    Console().print(overview(results))
+    typer.echo(f"Report: {page.resolve()}")
+    models.demonstrate(folder, made)
+
+
+def _command_line() -> str:
+    """The command as typed, without the folders above the program."""
+    return " ".join(["metaser", *sys.argv[1:]])

@@ -1,0 +1,45 @@
+"""`metaser dimensional`: predict ratings such as arousal and valence, and report how well."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors
+
+
+def dimensional(
+    protocol: Annotated[
+        str, typer.Argument(help="Name of a protocol of ratings, or path of its TOML file.")
+    ] = "dimensional",
+    data: Data = None,
+    tasks: Folders = None,
+    jobs: Jobs = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Results folder; results/PROTOCOL if not given.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder of the report; the results folder if not given.")
+    ] = None,
+    cache: Cache = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Measure nothing; report what is there.")
+    ] = False,
+) -> None:
+    """Compare ways of predicting ratings; a run that was stopped goes on where it was."""
+    with plain_errors():
+        from metaser.dimensional.protocol import read_dimensional
+        from metaser.dimensional.report import write
+
+        plan = read_dimensional(protocol)
+        out = out or Path("results") / plan.name
+        if not report_only:
+            from metaser.dimensional.bench import run
+
+            try:
+                run(plan, out, data, tasks or (), cache, jobs)
+            except KeyboardInterrupt:
+                typer.echo(f"stopped; the same command goes on where it was ({out})", err=True)
+                raise typer.Exit(130) from None
+        page = write(out, report or out)
+    typer.echo(f"rows: {out / 'rows.jsonl'}\nreport: {page}")

@@ -1,0 +1,57 @@
+"""The page in the browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from metaser.cli.options import plain_errors
+
+
+def page(
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Model file; a starter model of made-up speech if not given."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+) -> None:
+    """Open a page on this machine: label clips, adapt a model to them, hear new clips."""
+    with plain_errors():
+        from metaser.adaptation.model_file import load
+        from metaser.page import serve
+
+        def ready(address: str) -> None:
+            typer.echo(f"the page is open at {address}, for this machine alone; Ctrl+C ends it")
+            if browser:
+                typer.launch(address)
+
+        path = model or _starter()
+        try:
+            serve(load(path), path.stem, port, ready)
+        except KeyboardInterrupt:
+            typer.echo("ended; the clips are removed", err=True)
+
+
+def _starter() -> Path:
+    """The starter model of this version, made if there is none."""
+    import platformdirs
+
+    from metaser import __version__
+    from metaser.adaptation.recipe import read_recipe
+    from metaser.adaptation.train import train_model
+    from metaser.synthetic.corpus import generate
+
+    folder = platformdirs.user_cache_path("metaser") / "starter"
+    path = folder / f"starter-{__version__}.safetensors"
+    if not path.exists():
+        typer.echo(
+            "no --model is given: a starter model is made from made-up speech, which shows the "
+            "steps and says nothing true about people; once, some minutes",
+            err=True,
+        )
+        languages = ("de", "en")
+        made = generate(folder / f"languages-{__version__}", languages)
+        recipe = read_recipe("smoke", None, "metaser", [f"{name}_synthetic" for name in languages])
+        train_model(path, recipe, made / "audio", [made / "tasks"], draws=12)
+    return path

@@ -1,1 +1,0 @@
-"""The commands of `metaser`, one file a subject; `metaser.cli` names them."""

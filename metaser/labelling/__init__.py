@@ -1,0 +1,1 @@
+"""Which clips to label next, and how many."""

@@ -1,0 +1,176 @@
+"""The machine at hand: devices, threads, processes that share a training, and memory."""
+
+import math
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, distributed, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CPU = torch.device("cpu")
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name; under ``torchrun`` "cuda" is the GPU of this process's own.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device here.
+    """
+    local = os.environ.get("LOCAL_RANK")
+    try:
+        device = torch.device(f"cuda:{local}" if name == "cuda" and local else name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise ValueError(
+            f"device {name!r} is not to be had here ({why}): name another, such as cpu, or install "
+            "a PyTorch that is built for it"
+        ) from error
+    return device
+
+
+def device_of(method) -> torch.device:
+    """Where a method's parameters are; the processor, if it has none."""
+    parameters = method.parameters() if isinstance(method, nn.Module) else iter(())
+    first = next(parameters, None)
+    return CPU if first is None else first.device
+
+
+@contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """Have PyTorch use this many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the other processes of ``torchrun`` for the length of a ``with`` block.
+
+    They talk by gloo about tensors on the processor, by NCCL about those on GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or distributed.is_initialized():
+        yield
+        return
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if distributed.is_nccl_available() else "gloo"
+    )
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return distributed.get_rank() if is_shared() else 0
+
+
+def from_first(value):
+    """What the first process gives, in every process."""
+    if not is_shared():
+        return value
+    held = [value]
+    distributed.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+def share(items: Sequence) -> Sequence:
+    """Every n-th item, for the n processes: this one's."""
+    return items[rank() :: distributed.get_world_size()] if is_shared() else items
+
+
+def sum_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Put the sum over all processes into each tensor, by one message."""
+    if not is_shared() or not tensors:
+        return
+    whole = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(whole)
+    for tensor, part in zip(tensors, whole.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view_as(tensor))
+
+
+def is_shared() -> bool:
+    """Whether there are other processes."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
+CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+    ),
+)
+"""Limit and use of a container, in the second and the first version of Linux control groups."""
+
+
+class PeakMemory(TorchDispatchMode):
+    """Count the bytes of the tensors that are made inside a ``with`` block.
+
+    Tensors of the "meta" device count with the size they would have, without taking memory.
+
+    Parameters
+    ----------
+    limit : float
+        Bytes beyond which the computation is given up.
+
+    Attributes
+    ----------
+    now, peak : int
+        Bytes of the tensors that are alive, and the largest number so far.
+
+    Raises
+    ------
+    MemoryError
+        Inside the block, as soon as ``now`` is beyond the limit.
+    """
+
+    def __init__(self, limit: float = math.inf):
+        super().__init__()
+        self.limit = limit
+        self.now = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor):
+                self._count(leaf.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+            if self.now > self.limit:
+                raise MemoryError(f"{self.now} bytes are needed, the limit is {self.limit}")
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that this process can still take: of a GPU, or by the machine and the container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    for limit, used in CGROUP_FILES:
+        if Path(limit).is_file() and (stated := Path(limit).read_text().strip()) != "max":
+            free = min(free, int(stated) - int(Path(used).read_text()))
+    return max(free, 0)

@@ -1,0 +1,405 @@
+"""A page in the browser for who has no terminal: label clips, adapt a model, hear new clips.
+
+The page is served to this machine alone and asks no other machine for anything: a policy in every
+answer (``POLICY``) forbids the browser to. Clips lie in a temporary folder, and their labels in
+memory, until they are removed or the program ends: the page can be loaded anew and loses nothing.
+"""
+
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import jinja2
+from pydantic import ValidationError
+
+from metaser import audio
+from metaser.adaptation import card as model_card
+from metaser.adaptation.model_file import ModelFile, save
+from metaser.features.hear import LONGEST
+from metaser.page.desk import (
+    FEW,
+    Clip,
+    Desk,
+    Label,
+    Said,
+    Wish,
+    _expectation,
+    adapt_desk,
+    hear_recording,
+    own_names,
+)
+from metaser.tasks import clip_checks
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+HOST = "127.0.0.1"
+"""The only address that the page is served at: this machine's own."""
+
+CLIP_BYTES = 20_000_000
+"""Largest file of a labelled clip."""
+
+RECORDING_BYTES = 100_000_000
+"""Largest file of a recording that is predicted on."""
+
+RECORDING_SECONDS = 600.0
+"""Longest recording that is predicted on."""
+
+MOST_CLIPS = 500
+"""Labelled clips that are held at once."""
+
+POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'"
+"""Content security policy: what the browser may load, and from where."""
+
+MISSING = 'the page needs starlette and uvicorn: pip install "metaser[app]"'
+
+HERE = Path(__file__).parent
+
+
+def application(model: ModelFile, name: str) -> "Starlette":
+    """The page as a web application (ASGI).
+
+    Parameters
+    ----------
+    model : ModelFile
+        As `metaser train` made it, or adapted already.
+    name : str
+        What to call the model.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the extra ``app`` is not installed; the message names the command.
+    """
+    try:
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.middleware.base import BaseHTTPMiddleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.routing import Route
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(MISSING) from error
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        with TemporaryDirectory(prefix="metaser-") as folder:
+            app.state.desk = Desk(model, name, Path(folder))
+            if model.adapted is not None:
+                app.state.desk.adapted = model
+            yield
+
+    routes = [
+        Route("/", _page),
+        Route("/page.{kind:str}", _part),
+        Route("/desk", _desk),
+        Route("/clips", _add, methods=["POST"]),
+        Route("/clips", _remove_all, methods=["DELETE"]),
+        Route("/clips/{key:str}", _listen),
+        Route("/clips/{key:str}", _label, methods=["PUT"]),
+        Route("/clips/{key:str}", _remove, methods=["DELETE"]),
+        Route("/adapt", _adapt, methods=["POST"]),
+        Route("/predict", _predict, methods=["POST"]),
+        Route("/model", _model),
+        Route("/card", _card),
+    ]
+    # Another site, open in the same browser, must not reach the page by a name of its own.
+    middleware = [
+        Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+        Middleware(BaseHTTPMiddleware, dispatch=_guard),
+    ]
+    refused = dict.fromkeys((ValueError, ArithmeticError, ImportError, OSError), _refuse)
+    return Starlette(
+        routes=routes, middleware=middleware, exception_handlers=refused, lifespan=lifespan
+    )
+
+
+def serve(
+    model: ModelFile, name: str, port: int = 7860, ready: Callable[[str], None] = print
+) -> None:
+    """Serve the page until the program is interrupted.
+
+    Parameters
+    ----------
+    model, name
+        See ``application``.
+    port : int
+        0 takes a free one.
+    ready : callable
+        Is given the page's address as soon as it can be opened.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If the extra ``app`` is not installed; the message names the command.
+    OSError
+        If the port is taken.
+    """
+    app = application(model, name)
+    try:
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(MISSING) from error
+    try:
+        listening = socket.create_server((HOST, port))
+    except OSError as error:
+        raise OSError(
+            f"port {port} cannot be used ({error.strerror}): perhaps the page is open already at "
+            f"http://{HOST}:{port}; else choose another by --port"
+        ) from error
+    if hasattr(signal, "SIGHUP"):  # the terminal's window is closed: end, and remove the clips
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with listening:
+        ready(f"http://{HOST}:{listening.getsockname()[1]}")
+        server.run(sockets=[listening])
+
+
+async def _guard(request: "Request", answer: Callable) -> "Response":
+    """Refuse what other sites send, and let the browser load nothing from elsewhere."""
+    from starlette.responses import PlainTextResponse
+
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers["host"]:
+        return PlainTextResponse(f"expected a request of the page itself, not {origin}", 403)
+    response = await answer(request)
+    response.headers["Content-Security-Policy"] = POLICY
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+async def _refuse(request: "Request", error: Exception) -> "Response":
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": str(error)}, 400)
+
+
+async def _page(request: "Request") -> "Response":
+    from starlette.responses import HTMLResponse
+
+    desk = request.app.state.desk
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    header = desk.model.header
+    return HTMLResponse(
+        environment.get_template("page.html.jinja").render(
+            name=desk.name,
+            header=header,
+            languages=sorted({model_card.language_name(s.language) for s in header.sources}),
+            warning=model_card.SYNTHETIC if header.synthetic else "",
+            result=None if header.adaptation is None else _expectation(desk.model),
+            limits={
+                "clip-bytes": CLIP_BYTES,
+                "clip-seconds": LONGEST,
+                "recording-bytes": RECORDING_BYTES,
+                "recording-seconds": RECORDING_SECONDS,
+                "extensions": " ".join(audio.EXTENSIONS),
+            },
+            few=FEW,
+        )
+    )
+
+
+async def _part(request: "Request") -> "Response":
+    from starlette.exceptions import HTTPException
+    from starlette.responses import FileResponse
+
+    kind = request.path_params["kind"]
+    if kind not in ("css", "js"):
+        raise HTTPException(404)
+    return FileResponse(HERE / f"page.{kind}")
+
+
+async def _add(request: "Request") -> "Response":
+    """Take a clip that is to be labelled."""
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+
+    desk = request.app.state.desk
+    if len(desk.clips) >= MOST_CLIPS:
+        raise ValueError(f"{MOST_CLIPS} clips are held already, which is the most: remove some")
+    clip = await _received(request, CLIP_BYTES, LONGEST)
+    heard = await run_in_threadpool(clip_checks.listen, clip.path)
+    clip.seconds, clip.note = heard.seconds, _suspicion(heard)
+    desk.clips[clip.path.stem] = clip
+    return JSONResponse(_told(clip))
+
+
+def _suspicion(heard: clip_checks.Heard) -> str:
+    """What the user should know of a clip that can be used."""
+    if heard.level < clip_checks.QUIET:
+        return "This clip is almost silent: listen to it."
+    if heard.clipped > clip_checks.CLIPPED:
+        return "This clip was recorded too loud and is distorted: record it softer, if you can."
+    return ""
+
+
+def _told(clip: Clip) -> dict:
+    """What the page shows of a clip."""
+    names = ("name", "seconds", "note", "emotion", "speaker")
+    return {"key": clip.path.stem} | {name: getattr(clip, name) for name in names}
+
+
+async def _desk(request: "Request") -> "Response":
+    """Tell a page that is loaded anew what there is already."""
+    from starlette.responses import JSONResponse
+
+    desk = request.app.state.desk
+    now = [
+        Label(key=key, emotion=clip.emotion, speaker=clip.speaker)
+        for key, clip in desk.clips.items()
+    ]
+    return JSONResponse(
+        {
+            "clips": [_told(clip) for clip in desk.clips.values()],
+            "language": desk.language,
+            "result": desk.result,
+            "outdated": desk.learnt != now,
+        }
+    )
+
+
+def _asked_for(request: "Request") -> Clip:
+    """The clip that a request names."""
+    from starlette.exceptions import HTTPException
+
+    clip = request.app.state.desk.clips.get(request.path_params["key"])
+    if clip is None:
+        raise HTTPException(404)
+    return clip
+
+
+async def _listen(request: "Request") -> "Response":
+    from starlette.responses import FileResponse
+
+    return FileResponse(_asked_for(request).path)
+
+
+async def _label(request: "Request") -> "Response":
+    """Keep what the user says of a clip."""
+    from starlette.responses import Response
+
+    clip = _asked_for(request)
+    said = _understood(Said, await request.body())
+    clip.emotion, clip.speaker = said.emotion, said.speaker
+    return Response(status_code=204)
+
+
+async def _remove(request: "Request") -> "Response":
+    from starlette.responses import Response
+
+    clip = request.app.state.desk.clips.pop(request.path_params["key"], None)
+    if clip is not None:
+        clip.path.unlink()
+    return Response(status_code=204)
+
+
+async def _remove_all(request: "Request") -> "Response":
+    from starlette.responses import Response
+
+    clips = request.app.state.desk.clips
+    while clips:
+        clips.popitem()[1].path.unlink()
+    return Response(status_code=204)
+
+
+async def _adapt(request: "Request") -> "Response":
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+
+    wish = _understood(Wish, await request.body())
+    return JSONResponse(await run_in_threadpool(adapt_desk, request.app.state.desk, wish))
+
+
+def _understood(kind: type[Said] | type[Wish], body: bytes) -> Said | Wish:
+    """Read what the page sent."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise ValueError(f"the page sent what cannot be understood: {error}") from error
+
+
+async def _predict(request: "Request") -> "Response":
+    from starlette.concurrency import run_in_threadpool
+    from starlette.responses import JSONResponse
+
+    desk = request.app.state.desk
+    if desk.adapted is None:
+        raise ValueError("the model is not adapted yet: label some clips and press Adapt first")
+    clip = await _received(request, RECORDING_BYTES, RECORDING_SECONDS)
+    try:
+        return JSONResponse(await run_in_threadpool(hear_recording, desk, clip))
+    finally:
+        clip.path.unlink()
+
+
+async def _model(request: "Request") -> "Response":
+    from starlette.background import BackgroundTask
+    from starlette.responses import FileResponse
+
+    desk = request.app.state.desk
+    file = _ready(desk)
+    path = desk.folder / f"{secrets.token_hex(8)}.safetensors"
+    save(path, file)
+    name = f"{file.header.adaptation.name}.safetensors"
+    return FileResponse(path, filename=name, background=BackgroundTask(path.unlink))
+
+
+async def _card(request: "Request") -> "Response":
+    from starlette.responses import Response
+
+    file = _ready(request.app.state.desk)
+    text = model_card.card(file, file.header.adaptation.name)
+    return Response(
+        text,
+        media_type="text/markdown",
+        headers={"Content-Disposition": 'attachment; filename="report.md"'},
+    )
+
+
+def _ready(desk: Desk) -> ModelFile:
+    if desk.adapted is None:
+        raise ValueError("there is no adapted model yet: label some clips and press Adapt first")
+    return desk.adapted
+
+
+async def _received(request: "Request", most: int, longest: float) -> Clip:
+    """Write the body of a request to a file and refuse what is not audio, too large or too long."""
+    from starlette.concurrency import run_in_threadpool
+
+    desk = request.app.state.desk
+    name = Path(request.query_params.get("name", "")).name or "clip"
+    suffix = Path(name).suffix.lower()
+    path = desk.folder / f"{secrets.token_hex(8)}{suffix if suffix in audio.EXTENSIONS else ''}"
+    try:
+        size = 0
+        with path.open("wb") as file:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > most:
+                    raise ValueError(f"{name} is larger than {most // 10**6} MB: cut it")
+                file.write(chunk)
+        with own_names([Clip(name, path)]):
+            await run_in_threadpool(_check, path, longest)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return Clip(name, path)
+
+
+def _check(path: Path, longest: float) -> None:
+    """Refuse what is no audio, is cut off, holds no sound or is too long."""
+    seconds = audio.duration(path)
+    if seconds > longest:
+        raise ValueError(
+            f"{path} is {seconds:.0f} s long, expected at most {longest:.0f} s: cut it"
+        )
+    audio.decode(path)

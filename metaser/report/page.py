@@ -1,0 +1,271 @@
+"""Turn result rows into one page and one Markdown file: tables, curves, confusions, paired tests.
+
+The report reads `rows.jsonl` and `run.json` and nothing else: it never computes on audio, needs
+neither torch nor the corpora, and every sentence in it is generated from the rows.
+"""
+
+import json
+import math
+from collections import defaultdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from metaser import __version__
+from metaser.report.figures import confusions, curves, legends
+from metaser.report.names import METHODS, ROLES
+from metaser.report.reading import read_rows, read_run
+from metaser.report.results import ALPHA, Results, join, label_of
+from metaser.report.words import (
+    banners,
+    bounds,
+    decimal,
+    findings,
+    how_to_read,
+    interval,
+    normalisation,
+    p_value,
+    percent,
+    summary,
+)
+
+
+def _method_table(results: Results) -> list[dict[str, Any]]:
+    """What each method is and what it costs, averaged over its cells."""
+    table = []
+    for (setup, m), rows in results.rows.groupby(["setup", "method"], sort=False):
+        costs = rows[["train_seconds", "adapt_seconds", "parameters"]].astype(float).mean()
+        table.append(
+            {
+                "setup": setup,
+                "name": m,
+                "label": label_of(m),
+                "about": METHODS.get(m, ("", "not described by this report"))[1],
+                "train": _cost(costs["train_seconds"], 1, " s"),
+                "adapt": _cost(costs["adapt_seconds"], 1000, " ms"),
+                "parameters": _cost(costs["parameters"], 1, ""),
+            }
+        )
+    order = {m: index for index, m in enumerate(results.methods)}
+    return sorted(table, key=lambda row: (results.setups.index(row["setup"]), order[row["name"]]))
+
+
+def _cost(value: float, scale: float, unit: str) -> str:
+    if math.isnan(value):
+        return "NaN"
+    value *= scale
+    return (f"{value:,.0f}" if value >= 100 or not unit else f"{value:.2g}") + unit
+
+
+def _data_card(run: dict[str, Any]) -> list[dict[str, str]]:
+    """One line per task with what was found of what its folder declares."""
+    card = []
+    for name, task in run["tasks"].items():
+        clips, speakers = (
+            f"{task.get(key, 'NaN')} of {task.get(f'declared_{key}', 'NaN')}"
+            for key in ("clips", "speakers")
+        )
+        counts = {
+            key: ", ".join(f"{label} {n}" for label, n in (task.get(key) or {}).items())
+            for key in ("classes", "left_out")
+        }
+        card.append(
+            {
+                "name": name,
+                "synthetic": bool(task.get("synthetic")),
+                "role": str(task.get("role", "not recorded")),
+                "language": str(task.get("language", "not recorded")),
+                "corpus": str(task.get("corpus", "not recorded")),
+                "version": str(task.get("version", "not recorded")),
+                "clips": clips,
+                "speakers": speakers,
+                "classes": counts["classes"] or "not recorded",
+                "left_out": counts["left_out"] or "none",
+                "duplicates": str(task.get("duplicates", "not recorded")),
+                "licence": str(task.get("licence", "not recorded")),
+                "reference": str(task.get("reference", "not recorded")),
+                "leakage": str(task.get("leakage", "no statement recorded")),
+            }
+        )
+    return card
+
+
+def _provenance(results: Results, run: dict[str, Any]) -> dict[str, str]:
+    rows = results.rows
+    facts = {
+        "Protocol": str(rows["protocol"].iloc[0]),
+        "Command": str(run.get("command", "not recorded")),
+        "Started": str(run.get("started", "not recorded")),
+        "Machine": str(run.get("machine", "not recorded")),
+        "Python": str(run.get("python", "not recorded")),
+        "MetaSER": join(_versions(rows, "metaser") or [str(run.get("metaser", "not recorded"))]),
+        "Packages": ", ".join(f"{k} {v}" for k, v in (run.get("packages") or {}).items())
+        or "not recorded",
+        "Seeds": join(results.seeds),
+        "Query clips per class": join(
+            sorted(rows["queries"].dropna().astype(int).unique()) or ["–"]
+        ),
+        "Speakers of support and query": join(sorted(rows["speakers"].unique())),
+    }
+    if "created" in rows:
+        facts["Rows written"] = f"{rows['created'].min()} to {rows['created'].max()}"
+    if len(_versions(rows, "torch")) > 1:
+        facts["torch"] = f"{join(_versions(rows, 'torch'))}: rows of several versions are mixed"
+    facts["Report by"] = f"MetaSER {__version__}"
+    return facts
+
+
+def _versions(rows: pd.DataFrame, column: str) -> list[str]:
+    return sorted(rows[column].dropna().astype(str).unique()) if column in rows else []
+
+
+def _sources(results: Results) -> list[tuple[str, str]]:
+    """Each target with the sources that its models were trained on, apart where set-ups differ."""
+    found = defaultdict(dict)
+    for row in results.rows.itertuples():
+        found[row.target].setdefault(", ".join(sorted(row.sources)) or "none", []).append(row.setup)
+    return [
+        (name if len(own) == 1 else f"{name} ({join(dict.fromkeys(setups))})", sources)
+        for name, own in found.items()
+        for sources, setups in own.items()
+    ]
+
+
+def _setup_title(row: pd.Series) -> str:
+    """Front end and backbone, and what is read where that is more than the audio."""
+    title = f"{row['frontend']} + {row['backbone']}"
+    modalities = row.get("modalities")
+    if not isinstance(modalities, list) or modalities == ["audio"]:
+        return title
+    return f"{', '.join(modalities)}: {title}"
+
+
+def _page(results: Results, run: dict[str, Any]) -> dict[str, Any]:
+    """Everything that the HTML template and the Markdown show."""
+    protocol = run.get("protocol") if isinstance(run.get("protocol"), dict) else {}
+    return {
+        "results": results,
+        "title": str(results.rows["protocol"].iloc[0]),
+        "description": str(protocol.get("description", "")),
+        "settings": json.dumps(protocol, indent=2, ensure_ascii=False),
+        "banners": banners(results),
+        "summary": summary(results),
+        "findings": findings(results),
+        "legends": legends(results),
+        "roles": [role for role in ROLES if results.targets(role)],
+        "setup_titles": {
+            setup: _setup_title(rows.iloc[0])
+            for setup, rows in results.rows.groupby("setup", sort=False)
+        },
+        "curves": {
+            (setup, role): curves(results, setup, role)
+            for setup, role in product(results.setups, ROLES)
+        },
+        "confusions": {setup: confusions(results, setup) for setup in results.setups},
+        "normalisation": normalisation(results),
+        "reading": how_to_read(results),
+        "methods": _method_table(results),
+        "card": _data_card(run),
+        "sources": _sources(results),
+        "provenance": _provenance(results, run),
+        "missing": results.missing(),
+    }
+
+
+def write(results: str | Path, out: str | Path | None = None) -> tuple[Path, Path]:
+    """Write the report of a results folder as one HTML page and one Markdown file.
+
+    Parameters
+    ----------
+    results : str or Path
+        Folder with `rows.jsonl` and `run.json`, as `metaser benchmark` writes it.
+    out : str or Path, optional
+        Folder for `report.html` and `report.md`, made if missing; or the name of the page, ending
+        in `.html`, with the Markdown beside it. Default: the results folder.
+
+    Returns
+    -------
+    tuple of Path
+        The page, which needs no other file, no network and no script, and the Markdown.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder or one of its two files is missing.
+    ValueError
+        If they cannot be read as rows of one protocol; see `read_rows`.
+    """
+    folder = Path(results)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no results folder {folder}; pass the folder that `metaser benchmark` has written"
+        )
+    page = _page(Results(read_rows(folder)), read_run(folder))
+    html = Path(out) if out is not None else folder
+    html = html if html.suffix == ".html" else html / "report.html"
+    html.parent.mkdir(parents=True, exist_ok=True)
+    markdown = html.with_suffix(".md")
+    _replace(html, _render("report.html.jinja", page, escape=True))
+    _replace(markdown, _render("report.md.jinja", page, escape=False))
+    return html, markdown
+
+
+def overview(results: str | Path) -> Table:
+    """The scores of a results folder as a table for the terminal.
+
+    Parameters
+    ----------
+    results : str or Path
+        Folder with `rows.jsonl`.
+
+    Returns
+    -------
+    rich.table.Table
+        UAR in percent with its 95 % interval: one row per method, one column per level; the mean
+        over the targets.
+    """
+    found = Results(read_rows(results))
+    role = "target" if found.targets("target") else "held_out_source"
+    scope = found.scopes(role)[0]
+    table = Table(title=f"{scope.title}: UAR, % [95 % interval]")
+    if len(found.setups) > 1:
+        table.add_column("setup")
+    table.add_column("method")
+    for level in found.levels:
+        table.add_column(found.level(level), justify="right")
+    for setup, method in product(found.setups, found.methods):
+        entries = [found.table.get((setup, role, scope.name, method, v)) for v in found.levels]
+        if any(entries):
+            cells = [f"{percent(e.uar.mean)} {bounds(e.uar)}" if e else "" for e in entries]
+            names = [setup, label_of(method)] if len(found.setups) > 1 else [label_of(method)]
+            table.add_row(*names, *map(escape, cells))
+    return table
+
+
+def _render(template: str, page: dict[str, Any], escape: bool) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=percent, bounds=bounds, interval=interval, p=p_value, decimal=decimal,
+        label=label_of,
+        cell=lambda text: str(text).replace("|", "\\|").replace("\n", " "),
+    )  # fmt: skip
+    return environment.get_template(template).render(page, alpha=ALPHA)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file at once, so that an interrupted report leaves no half page."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, "utf-8")
+    part.replace(path)

@@ -1,0 +1,240 @@
+"""The sentences of a report, each generated from the rows."""
+
+import math
+from collections import defaultdict
+from itertools import product
+
+from metaser import stats
+from metaser.report.names import NORMALISE, ROLES
+from metaser.report.results import ALPHA, UNCLEAR, Results, Scope, count_of, join, label_of
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def banners(results: Results) -> list[str]:
+    rows = results.rows
+    banners = []
+    synthetic = list(dict.fromkeys(rows.loc[rows["synthetic"].astype(bool), "target"]))
+    if synthetic:
+        which = "" if len(synthetic) == rows["target"].nunique() else f" ({', '.join(synthetic)})"
+        banners.append(
+            f"SYNTHETIC SPEECH{which}: says that the pipeline works, nothing about real emotion."
+        )
+    if (rows["speakers"] == "any").any():
+        banners.append("LEAKY BY DESIGN: speakers appear on both sides.")
+    own = sorted({r.target for r in rows.itertuples() if r.target in r.sources})
+    if own:
+        banners.append(f"LEAKY: {join(own)} among the sources of its own training.")
+    return banners
+
+
+def summary(results: Results) -> str:
+    """What was scored, in one sentence or a few."""
+    role, scope = _headline(results)
+    rows = results.rows
+    chance = join(f"{100 / n:.1f}" for n in sorted({len(names) for names in rows["classes"]}))
+    unit = "episode" if results.axis == "shots" else "split"
+    per_cell = join(count_of(n, unit) for n in sorted(set(rows["episodes"])))
+    sentences = [
+        (
+            f"{count_of(len(results.methods), 'method')} scored on "
+            f"{count_of(len(scope.targets), ROLES[role])} ({join(scope.targets)}) "
+            f"{results.levels_text(results.levels)}, with {count_of(len(results.seeds), 'seed')} "
+            f"and {per_cell} per cell. Guessing evenly gives {chance} % UAR."
+        )
+    ]
+    if role != "target":
+        sentences.append("No target was scored: nothing here is a result on an unseen language.")
+    if not results.challengers:
+        sentences.append("No method named metaser… is among them, so nothing is tested against it.")
+    if len(results.seeds) < 2:
+        sentences.append("With one seed, nothing here says what another training run would give.")
+    elif len(results.seeds) < 4:
+        sentences.append(
+            f"With {len(results.seeds)} seeds a test over trainings has little power: that a "
+            "difference is not clear is then to be expected, however large it looks."
+        )
+    done, whole = len(results.rows), len(results.grid)
+    if done < whole:
+        sentences.append(f"{whole - done} of {whole} cells are missing.")
+    return " ".join(sentences)
+
+
+def findings(results: Results) -> list[tuple[str, list[str]]]:
+    """Per setup: which method scores highest where, and whom the challengers beat."""
+    role, scope = _headline(results)
+    return [
+        (setup, [_winners(results, setup, role, scope), *_verdicts(results, setup, role, scope)])
+        for setup in results.setups
+    ]
+
+
+def _headline(results: Results) -> tuple[str, Scope]:
+    """The role and scope that the summary speaks of: targets, or else held-out sources."""
+    role = "target" if results.targets("target") else "held_out_source"
+    return role, results.scopes(role)[0]
+
+
+def _winners(results: Results, setup: str, role: str, scope: Scope) -> str:
+    winners = defaultdict(list)
+    for m, level in product(results.methods, results.levels):
+        entry = results.table.get((setup, role, scope.name, m, level))
+        if entry and entry.best:
+            winners[m].append((level, entry.uar.mean))
+    if not winners:
+        return "No method has rows for every target, so no mean can be compared."
+    parts = []
+    for m, found in winners.items():
+        scores = join(f"{100 * mean:.1f}" for _, mean in found)
+        where = results.levels_text((level for level, _ in found), brief=True)
+        parts.append(f"{label_of(m)} {where} ({scores} %)")
+    what = f"{scope.title[0].lower()}{scope.title[1:]}" if len(scope.targets) > 1 else scope.title
+    return (
+        f"Highest UAR on {what if len(scope.targets) == 1 else 'the ' + what}: {'; '.join(parts)}."
+    )
+
+
+def _verdicts(results: Results, setup: str, role: str, scope: Scope) -> list[str]:
+    """One sentence per challenger: whom it beats, and where, by the corrected p-value."""
+    sentences = []
+    for challenger in results.challengers if role == "target" else []:
+        others = [m for m in results.methods if m != challenger]
+        patterns = defaultdict(list)
+        for other in others:
+            outcomes = defaultdict(list)
+            for level in results.levels:
+                outcome = _outcome(results, setup, scope, challenger, other, level)
+                outcomes[outcome].append(level)
+            patterns[tuple((k, tuple(v)) for k, v in outcomes.items())].append(label_of(other))
+        parts = []
+        for pattern, labels in sorted(patterns.items(), key=lambda item: len(item[0])):
+            if len(pattern) == 1:
+                parts.append(f"{pattern[0][0]} {join(labels)} {results.throughout()}")
+                continue
+            where = [
+                f"{words.rsplit(maxsplit=1)[0]} {results.levels_text(levels, brief=True)}"
+                for words, levels in pattern
+                if words != UNCLEAR
+            ]
+            where += ["not clearly different elsewhere"] * (UNCLEAR in dict(pattern))
+            parts.append(f"compared with {join(labels)}, {', '.join(where)}")
+        sentences.append(f"{label_of(challenger)} is {'; '.join(parts)}.")
+    return sentences
+
+
+def _outcome(
+    results: Results, setup: str, scope: Scope, challenger: str, other: str, level: float
+) -> str:
+    """How a challenger stands against another method, by the corrected p-value."""
+    sign = 1
+    test = results.tests.get((setup, scope.name, challenger, other, level))
+    if test is None:
+        sign = -1
+        test = results.tests.get((setup, scope.name, other, challenger, level))
+    if test is None or math.isnan(test.holm):
+        return "not tested against"
+    if test.holm > ALPHA:
+        return UNCLEAR
+    return "higher than" if sign * test.result.difference > 0 else "lower than"
+
+
+def normalisation(results: Results) -> list[str]:
+    """Which methods look at unlabelled audio of the target, in words."""
+    grouped = results.rows.groupby(["setup", "normalise"], sort=False)["method"].unique()
+    setups = defaultdict(list)
+    for (setup, how), methods in grouped.items():
+        setups[how, tuple(m for m in results.methods if m in methods)].append(setup)
+    sentences = []
+    for (how, methods), names in setups.items():
+        who = (
+            "All methods" if len(methods) == len(results.methods) else join(map(label_of, methods))
+        )
+        where = "" if len(names) == len(results.setups) else f", setup {join(names)}"
+        words = NORMALISE.get(how, f"normalised by “{how}”, whose reach this report does not know")
+        sentences.append(f"{who}{where}: features are {words}.")
+    return sentences + _choices(results)
+
+
+def _choices(results: Results) -> list[str]:
+    """Which set-ups chose their sources by the target's unlabelled audio."""
+    sentences = []
+    for setup, rows in results.rows.groupby("setup", sort=False):
+        choice = rows["chosen"].iloc[0] if "chosen" in rows else None
+        if isinstance(choice, dict):
+            sentences.append(
+                f"Setup {setup}: each target learns from the {choice['count']} {choice['order']} "
+                f"sources by {choice['by']}, a distance that looks at all unlabelled audio of the "
+                "target, query clips included."
+            )
+    return sentences
+
+
+def how_to_read(results: Results) -> list[str]:
+    """What the numbers can and cannot say."""
+    again = "episodes" if results.axis == "shots" else "splits"
+    notes = [
+        (
+            "UAR is the mean recall over the classes (balanced accuracy), macro-F1 the mean F1 "
+            "score; both in percent, averaged over episodes, then seeds, then targets."
+        ),
+        (
+            "Intervals are 95 % percentile intervals of a nested bootstrap with 10,000 "
+            "resamples: seeds are drawn again, then episodes within each drawn seed; targets "
+            "stay fixed. They are too narrow where few seeds differ strongly: with five seeds "
+            "that spread by three times the standard error of a seed’s mean, about 88 % "
+            "coverage instead of 95 %."
+        ),
+        (
+            "The paired tests take the difference on the very same episodes. p is two-sided and"
+            " the larger of two: the nested bootstrap of the differences, and a t-test over the"
+            " means of the seeds, because a bootstrap over a handful of seeds alone is "
+            "overconfident. The interval of the difference is the hull of both. Holm’s "
+            "correction covers all pairs of one setup, one scope (mean over targets, or one "
+            "target) and one column. d is Cohen’s d of the differences of single episodes: "
+            "their mean over their standard deviation."
+        ),
+        (
+            "A small p says that the difference would probably persist if the training seeds "
+            f"and the {again} were drawn again from these same corpora. It says nothing about "
+            f"other speakers, other recordings or other languages: the {again} re-draw the same "
+            "clips of the same speakers, and the targets are few and were chosen, not sampled."
+        ),
+    ]
+    if results.axis == "fraction":
+        notes.append(
+            "Random splits of one corpus overlap, so their scores are not independent and the "
+            "p-values are too small (Nadeau and Bengio 2003)."
+        )
+    if len(results.seeds) < 5:
+        notes.append(
+            f"{count_of(len(results.seeds), 'seed')} can say little about how training runs differ"
+            + (", and no t-test over seeds is possible." if len(results.seeds) < 2 else ".")
+        )
+    return notes
+
+
+# --- numbers as text -----------------------------------------------------------------------------
+
+
+def percent(value: float, signed: bool = False) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return f"{100 * value:{'+' if signed else ''}.1f}".replace("-", "−")
+
+
+def bounds(value: stats.Interval | stats.Comparison) -> str:
+    return f"[{percent(value.low)}, {percent(value.high)}]"
+
+
+def interval(value: stats.Interval) -> str:
+    return f"{percent(value.mean)} {bounds(value)} ({value.episodes})"
+
+
+def p_value(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def decimal(value: float) -> str:
+    return "NaN" if math.isnan(value) else f"{value:.2f}".replace("-", "−")

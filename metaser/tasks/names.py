@@ -1,0 +1,269 @@
+"""What file names tell: fields, emotions and speakers of a new task."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from metaser import naming
+from metaser.tasks import labels, matching
+
+WORDS = {
+    "angry": "anger angry ang angriness",
+    "happy": "happiness happy hap joy joyful joyous",
+    "neutral": "neutral neu neutrality normal",
+    "sad": "sadness sad",
+    "fearful": "fear fearful fea scared afraid",
+    "disgusted": "disgust disgusted dis disgusting",
+    "surprised": "surprise surprised sur ps pleasant_surprise",
+    "calm": "calm cal calmness",
+    "bored": "boredom bored bor",
+    "excited": "excitement excited exc",
+    "frustrated": "frustration frustrated fru",
+    "contemptuous": "contempt contemptuous con",
+    "amused": "amusement amused",
+    "anxious": "anxiety anxious anx",
+    "sleepy": "sleepiness sleepy",
+}
+"""What corpora call the classes, beside the classes' own names."""
+
+_CLASS_OF = {word: name for name, words in WORDS.items() for word in words.split()}
+_SEPARATORS = r"_\-.,+\s"
+_SPEAKER = re.compile(r"(?:s|sp|spk|spkr|speaker|actor|sub|subject|p|[fm]|s[fm])[-_]?\d+", re.I)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One part of the files' names.
+
+    Attributes
+    ----------
+    name : str
+        "1", "2", … for the parts of the name between separators, "folder1" for the folder that
+        the file lies in, "folder2" for the one above that.
+    values : tuple of str
+        Its text in every file that has the usual form of name, in the order of the files.
+    known : float
+        Share of the values that name a class, in [0, 1].
+    letters : bool
+        Whether `known` counts the letters before a running number, as in "ang03".
+    """
+
+    name: str
+    values: tuple[str, ...]
+    known: float
+    letters: bool
+
+    @property
+    def examples(self) -> str:
+        """The most frequent values, for people to read."""
+        counts = Counter(self.values)
+        shown = ", ".join(repr(value) for value, _ in counts.most_common(4))
+        return f"{shown}, … ({len(counts)} in all)" if len(counts) > 4 else shown
+
+
+def guess_class(code: str, mapping: Mapping[str, str] | None = None) -> str | None:
+    """Return the class that a code of a corpus surely means, or None.
+
+    Upper and lower case and spaces around the code do not matter.
+
+    Parameters
+    ----------
+    code
+        Such as "Anger" or "hap".
+    mapping
+        What the user says; it goes before what is known.
+    """
+    said = {plain_text(key): value for key, value in (mapping or {}).items()}
+    word = plain_text(code)
+    known = word if word in labels.CLASSES else _CLASS_OF.get(re.sub(r"[\s-]+", "_", word))
+    return said.get(word, known)
+
+
+def plain_text(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip().casefold()
+
+
+def map_codes(
+    codes: Collection[str], mapping: Mapping[str, str], drop: Collection[str]
+) -> tuple[dict[str, str], list[str], list[str]]:
+    """Sort the codes of a corpus into mapped, dropped and unknown ones.
+
+    Parameters
+    ----------
+    codes
+        Codes as they stand in the names or the table.
+    mapping, drop
+        What the user says of them; case and spaces around do not matter.
+
+    Returns
+    -------
+    mapped : dict of str to str
+        Code to class.
+    dropped, unknown : list of str
+
+    Raises
+    ------
+    ValueError
+        If the user speaks of a code that does not occur.
+    """
+    left = {plain_text(code) for code in drop}
+    absent = [
+        code for code in (*mapping, *drop) if plain_text(code) not in set(map(plain_text, codes))
+    ]
+    if absent:
+        raise ValueError(
+            f"no clip has the label {absent[0]!r}.{naming.nearest(absent[0], codes)} "
+            f"Labels are {', '.join(map(repr, sorted(codes)))}"
+        )
+    mapped, dropped, unknown = {}, [], []
+    for code in sorted(codes):
+        name = guess_class(code, mapping)
+        if plain_text(code) in left:
+            dropped.append(code)
+        elif name is None:
+            unknown.append(code)
+        else:
+            mapped[code] = name
+    return mapped, dropped, unknown
+
+
+def name_fields(files: Sequence[str], mapping: Mapping[str, str] | None = None) -> list[Field]:
+    """Split the paths of files into fields, and tell which of them name classes.
+
+    Names count only in files of the most frequent form (the same folders and separators).
+
+    Parameters
+    ----------
+    files
+        Posix paths below the folder of audio.
+    mapping
+        Codes that the user gives a class.
+    """
+    usual = _usual_form(files)
+    depth = len(usual) - 1
+    folders = [file.split("/")[:-1] for file in files if file.count("/") == depth]
+    names = [_name_parts(file) for file in files if _form(file) == usual]
+    fields = [(f"folder{depth - i}", values) for i, values in enumerate(zip(*folders))]
+    fields += [(str(i), values) for i, values in enumerate(zip(*names), start=1)]
+    return [_field(name, values, len(files), mapping) for name, values in fields]
+
+
+def _field(name: str, values: tuple[str, ...], files: int, mapping) -> Field:
+    whole = _count_known(values, mapping)
+    heads = _count_known([re.sub(r"\d+$", "", value) for value in values], mapping)
+    letters = heads > whole and not name.startswith("folder")
+    return Field(name, values, (heads if letters else whole) / files, letters)
+
+
+def _count_known(values: Sequence[str], mapping: Mapping[str, str] | None) -> int:
+    """How many values name a class; 0 if they name one class only."""
+    found = {value: guess_class(value, mapping) for value in set(values)}
+    if len(set(found.values()) - {None}) < 2:
+        return 0
+    return sum(found[value] is not None for value in values)
+
+
+def _name_parts(file: str) -> list[str]:
+    name = matching.without_extension(file).rpartition("/")[2]
+    return re.findall(f"[^{_SEPARATORS}]+", name)
+
+
+def _form(file: str) -> tuple[str, ...]:
+    """Folders, then the separators of the name: two names of one form have the same fields."""
+    *folders, name = matching.without_extension(file).split("/")
+    return (*["/"] * len(folders), re.sub(f"[^{_SEPARATORS}]+", "x", name))
+
+
+def _usual_form(files: Sequence[str]) -> tuple[str, ...]:
+    return Counter(map(_form, files)).most_common(1)[0][0]
+
+
+def emotion_field(fields: Sequence[Field], wanted: str | None = None) -> Field:
+    """Choose the field that gives the emotion: the one named, else the one with most known codes.
+
+    Raises
+    ------
+    ValueError
+        If there is no such field, or none holds known codes; the message lists the fields.
+    """
+    if wanted is not None:
+        return named_field(fields, wanted)
+    best = max(fields, key=lambda field: field.known)
+    if best.known < 0.5:
+        raise ValueError(
+            "no part of the names, and no folder, gives a known emotion. Fields are "
+            f"{listed(fields)}. Name the field by --emotion FIELD and its codes by --map "
+            "CODE=CLASS, give a regular expression by --pattern, or a table of labels by --table"
+        )
+    return best
+
+
+def named_field(fields: Sequence[Field], wanted: str) -> Field:
+    """Return the field of a name, such as "1" or "folder1".
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists the fields.
+    """
+    for field in fields:
+        if field.name == wanted:
+            return field
+    hint = naming.nearest(wanted, [field.name for field in fields])
+    raise ValueError(f"the names have no field {wanted!r}.{hint} They have {listed(fields)}")
+
+
+def listed(fields: Sequence[Field]) -> str:
+    return "; ".join(f"{field.name}: {field.examples}" for field in fields)
+
+
+def speaker_fields(fields: Sequence[Field], emotion: Field) -> list[str]:
+    """Names of the fields that look like a speaker, the likeliest first; only a proposal."""
+    likely = []
+    for field in fields:
+        counts = Counter(field.values)
+        if field is emotion or not 2 <= len(counts) <= len(field.values) / 2:
+            continue
+        if all(_SPEAKER.fullmatch(value) for value in counts):
+            likely.insert(0, field.name)
+        elif all(value.isalpha() for value in counts) or field.name.startswith("folder"):
+            likely.append(field.name)
+    return likely
+
+
+def make_pattern(files: Sequence[str], emotion: Field, speaker: str | None) -> str:
+    """Write the regular expression that names emotion and speaker by their fields.
+
+    Parameters
+    ----------
+    files
+        Posix paths below the folder of audio.
+    emotion
+        The field of the emotion.
+    speaker
+        Name of the speaker's field; None if one person speaks everything.
+    """
+    *folders, name = _usual_form(files)
+    names = [matching.without_extension(file).rpartition("/")[2] for file in files]
+    unique = len(set(names)) == len(names)
+    separators = "".join(sorted(set(name) - {"x"}))
+    part = f"[^/{re.escape(separators)}]+"
+
+    def group(field: str, plain: str) -> str:
+        if field == emotion.name:
+            return r"(?P<emotion>[^\W\d_]+)\d+" if emotion.letters else f"(?P<emotion>{plain})"
+        return f"(?P<speaker>{plain})" if field == speaker else plain
+
+    number = iter(range(1, len(name) + 1))
+    tail = "".join(
+        group(str(next(number)), part) if mark == "x" else re.escape(mark).replace(r"\ ", " ")
+        for mark in name
+    )
+    levels = [f"folder{len(folders) - i}" for i in range(len(folders))]
+    used = [i for i, level in enumerate(levels) if level in (emotion.name, speaker)]
+    first = 0 if not unique else min(used, default=len(levels))
+    if not {emotion.name, speaker} & set(map(str, range(1, len(name) + 1))):
+        tail = "[^/]+"  # only folders tell anything, so a file may have any name
+    return "".join(group(level, "[^/]+") + "/" for level in levels[first:]) + tail

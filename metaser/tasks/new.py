@@ -1,0 +1,441 @@
+"""A task folder from recordings that lie somewhere, labelled by their names or by a table.
+
+`from_names` and `from_table` each turn a folder of audio into `Clips`; `write` makes the task
+folder of them, after the same check that `metaser tasks check` does. What cannot be known from the
+recordings (language, licence, consent, who speaks) is asked for, never guessed.
+"""
+
+import os
+import re
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from metaser import audio
+from metaser.naming import nearest
+from metaser.tasks.check import Check, check_task
+from metaser.tasks.matching import without_extension
+from metaser.tasks.names import plain_text
+from metaser.tasks.schema import language_name
+from metaser.tasks.table import name_reader
+from metaser.tasks.task import list_tasks, read_task
+
+COLUMNS = {
+    "file": ("file", "filename", "file_name", "path", "filepath", "file_path", "audio", "wav"),
+    "emotion": ("emotion", "emotions", "label", "emotion_label", "category", "class"),
+    "speaker": ("speaker", "speaker_id", "spk", "spk_id", "actor", "subject", "participant"),
+    "text": ("text", "text_id", "sentence", "transcript", "transcription", "statement"),
+}
+"""What tables call the columns; the first that is there is taken."""
+
+ONE_SPEAKER = "one"
+LABELS = "labels.csv"
+NAME = re.compile(r"[\w-]+")
+"""What a task folder may be called."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The labelled clips found in a folder of audio.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        The folder of audio.
+    table : pandas.DataFrame
+        One row a clip: `file` (posix path below `folder`), `emotion` (the corpus's own code),
+        `speaker`, and `text` where that is known.
+    section : dict
+        The [files] section of task.toml that gives this table; empty for a table of labels.
+    rest : tuple of str
+        Audio files below `folder` that are no clip by pattern or table.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    section: dict
+    rest: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What only the person who made the recordings knows.
+
+    Attributes
+    ----------
+    name : str
+        Name of the task folder, `<language>_<corpus>`.
+    language : str
+        ISO 639 code.
+    corpus, licence, consent, homepage, reference : str
+        Free text; `consent` says what the speakers agreed to, or on what terms the recordings are
+        used, and goes into the README.
+    """
+
+    name: str
+    language: str
+    corpus: str
+    licence: str
+    consent: str
+    homepage: str
+    reference: str
+
+
+def find_audio(folder: Path) -> list[str]:
+    """List the audio files below a folder, as posix paths below it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If it holds no audio; the message says what it holds instead.
+    """
+    files = [path.relative_to(folder).as_posix() for path in audio.find(folder)]
+    if files:
+        return files
+    others = sorted({path.suffix.lower() or "no extension" for path in _other_files(folder)})
+    held = f"it holds files of the kinds {', '.join(others)}" if others else "it is empty"
+    raise ValueError(
+        f"{folder} holds no audio file that MetaSER reads ({', '.join(audio.EXTENSIONS)}); {held}. "
+        "Convert video and other sound first, for example by `ffmpeg -i clip.mp4 clip.wav`"
+    )
+
+
+def _other_files(folder: Path) -> list[Path]:
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in paths if path.suffix.lower() not in audio.EXTENSIONS]
+
+
+def from_names(folder: Path, files: Sequence[str], pattern: str, one_speaker: bool) -> Clips:
+    """Find the clips that a regular expression matches.
+
+    Parameters
+    ----------
+    folder
+        The folder of audio.
+    files
+        Posix paths below it.
+    pattern
+        With a group `emotion` and, unless one person speaks everything, a group `speaker`; it is
+        matched against the end of the path without extension.
+
+    Raises
+    ------
+    ValueError
+        If the pattern is no regular expression, lacks a group, or matches nothing.
+    """
+    section = {"pattern": pattern} | ({"speaker": ONE_SPEAKER} if one_speaker else {})
+    describe = name_reader(section)
+    found = {file: describe(without_extension(file)) for file in files}
+    rows = [{"file": file, **row} for file, row in found.items() if row is not None]
+    if not rows:
+        raise ValueError(f"the pattern {pattern!r} matches none of {len(files)} files: {files[0]}")
+    table = pd.DataFrame(rows)
+    if one_speaker:
+        table["speaker"] = ONE_SPEAKER
+    rest = tuple(file for file, row in found.items() if row is None)
+    columns = ["file", "speaker", "emotion", *(["text"] if "text" in table else [])]
+    return Clips(folder, table[columns], section, rest)
+
+
+def find_column(table: pd.DataFrame, what: str, wanted: str | None = None) -> str | None:
+    """Return the column that is wanted, or has one of the usual names; None without either.
+
+    Raises
+    ------
+    ValueError
+        If there is no column of the name wanted; the nearest is named.
+    """
+    columns = list(table.columns)
+    if wanted is not None:
+        if wanted not in columns:
+            raise ValueError(
+                f"the table has no column {wanted!r}.{nearest(wanted, columns)} It has "
+                f"{', '.join(columns)}"
+            )
+        return wanted
+    plain = {plain_text(column).replace(" ", "_"): column for column in columns}
+    return next((plain[name] for name in COLUMNS[what] if name in plain), None)
+
+
+def from_table(
+    folder: Path,
+    files: Sequence[str],
+    table: pd.DataFrame,
+    columns: Mapping[str, str | None],
+    one_speaker: bool,
+) -> Clips:
+    """Find the clips that a table of labels names.
+
+    Parameters
+    ----------
+    folder
+        The folder of audio.
+    files
+        Posix paths below it.
+    table
+        One row a clip; a file is named by its whole path or the end of it, with or without
+        extension.
+    columns
+        Column of the file, the emotion and, unless `one_speaker`, the speaker; see `find_column`.
+        "text" is optional.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, or the table names a file that is not there, is no audio, is not
+        the only one of that name, or has two labels.
+    """
+    needed = ["file", "emotion"] + ["speaker"] * (not one_speaker)
+    for what in needed:
+        if columns.get(what) is None:
+            usual = {name: COLUMNS[what][0] for name in COLUMNS[what]}
+            close = next((c for c in table.columns if nearest(plain_text(c), usual)), None)
+            hint = f" Did you mean {close!r}?" if close else ""
+            more = ", or say --one-speaker" if what == "speaker" else ""
+            raise ValueError(
+                f"the table has no column that is known to be the {what}.{hint} It has "
+                f"{', '.join(table.columns)}; name it by --{what} COLUMN{more}"
+            )
+    kept = {what: column for what, column in columns.items() if column is not None}
+    if one_speaker:
+        kept.pop("speaker", None)
+    rows = table[list(kept.values())].set_axis(list(kept), axis=1)
+    rows = rows.assign(file=_resolve(folder, files, list(rows["file"]))).drop_duplicates()
+    twice = rows[rows["file"].duplicated(keep=False)].sort_values("file")
+    if len(twice):
+        first = twice[twice["file"] == twice["file"].iloc[0]]
+        said = " and ".join(
+            ", ".join(map(repr, row)) for row in first.drop(columns="file").values.tolist()
+        )
+        raise ValueError(
+            f"the table describes {twice['file'].nunique()} files twice, differently, for example "
+            f"{first['file'].iloc[0]}: {said}. Keep one row a clip"
+        )
+    if one_speaker:
+        rows["speaker"] = ONE_SPEAKER
+    rest = tuple(sorted(set(files) - set(rows["file"])))
+    order = ["file", "speaker", "emotion", *(["text"] if "text" in rows else [])]
+    return Clips(folder, rows[order].sort_values("file", ignore_index=True), {}, rest)
+
+
+def _resolve(folder: Path, files: Sequence[str], named: Sequence[str]) -> list[str]:
+    """Return the file below the folder that each entry of a table means."""
+    ends: dict[str, list[str]] = {}
+    for file in files:
+        parts = [
+            folder.name,
+            *without_extension(unicodedata.normalize("NFC", file)).split("/"),
+        ]
+        for i in range(len(parts)):
+            ends.setdefault("/".join(parts[i:]), []).append(file)
+    root = unicodedata.normalize("NFC", folder.as_posix())
+    found, missing = [], []
+    for entry in named:
+        name = unicodedata.normalize("NFC", entry.replace("\\", "/")).removeprefix("./")
+        name = name.removeprefix(f"{root}/")
+        meant = [name] if name in files else ends.get(without_extension(name), [])
+        if len(meant) > 1:
+            raise ValueError(
+                f"the table names {entry!r}, which may be {' or '.join(meant[:3])}: write the path "
+                "with its folder"
+            )
+        found += meant
+        missing += [] if meant else [entry]
+    if missing:
+        other = (folder / missing[0]).is_file()
+        why = (
+            f" It is there, but no audio that MetaSER reads ({', '.join(audio.EXTENSIONS)})"
+            if other
+            else nearest(missing[0], files)
+        )
+        raise ValueError(
+            f"the table names {len(missing)} files that are not below {folder}, for example "
+            f"{missing[0]!r}.{why} Correct the table, or remove these rows"
+        )
+    return found
+
+
+def same_audio(clips: Clips, jobs: int | None = None) -> list[list[str]]:
+    """Find the clips that hold the same audio under several names.
+
+    Returns
+    -------
+    list of list of str
+        Names without extension, as [duplicates] wants them.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be used as audio, or the same audio has two labels.
+    """
+    from joblib import Parallel, delayed
+
+    work = (delayed(_digest)(clips.folder / file) for file in clips.table["file"])
+    digests = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads")(work)
+    broken = [message for content, message in digests if not content]
+    if broken:
+        raise ValueError(
+            f"{len(broken)} files cannot be used: {'; '.join(broken[:5])}. Repair or remove them"
+        )
+    groups = clips.table.groupby([content for content, _ in digests])
+    same = [group for _, group in groups if len(group) > 1]
+    for group in same:
+        if group["emotion"].nunique() > 1 or group["speaker"].nunique() > 1:
+            said = " and ".join(
+                f"{row.file} ({row.emotion}, speaker {row.speaker})" for row in group.itertuples()
+            )
+            raise ValueError(
+                f"the same audio has two labels: {said}. Keep the right one, remove the other"
+            )
+    return sorted([without_extension(file) for file in group["file"]] for group in same)
+
+
+def _digest(path: Path) -> tuple[str, str]:
+    try:
+        return audio.content_hash(path), ""
+    except audio.AudioError as error:
+        return "", str(error)
+
+
+def write(
+    facts: Facts,
+    clips: Clips,
+    mapping: Mapping[str, str],
+    drop: Collection[str],
+    into: Path,
+    data: Path,
+    new: Collection[str] = (),
+    ignore_rest: bool = False,
+) -> tuple[Path, Check]:
+    """Write the task folder, if `metaser tasks check` finds nothing wrong with it.
+
+    Parameters
+    ----------
+    facts
+        What the user says.
+    clips
+        From `from_names` or `from_table`.
+    mapping, drop
+        Codes to classes, and codes to leave out.
+    new
+        Classes of the corpus's own, beside those of `labels.CLASSES`.
+    into
+        Folder that gets the task folder.
+    data
+        Data root: a folder above the clips'.
+    ignore_rest
+        Leave out audio files that are no clip, and say so in task.toml.
+
+    Returns
+    -------
+    folder : pathlib.Path
+    check : Check
+        With the notes on the clips.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder, or a task of that name, is there.
+    ValueError
+        If something is wrong; nothing is written then.
+    """
+    folder = into / facts.name
+    if folder.exists() or facts.name in list_tasks():
+        raise FileExistsError(f"a task {facts.name} is there already; choose another name")
+    if clips.rest and not ignore_rest:
+        raise ValueError(
+            f"{len(clips.rest)} audio files are no clip by the names or the table, for example "
+            f"{', '.join(clips.rest[:3])}: move them away, label them, or say --ignore-rest"
+        )
+    audio_name = clips.folder.relative_to(data).as_posix()
+    document = _document(facts, clips, mapping, drop, new, audio_name, same_audio(clips))
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=into, prefix=".new-") as made:
+        part = Path(made, facts.name)
+        part.mkdir()
+        _write_folder(part, document, facts, clips)
+        task = read_task(part, data=data, strict=False)
+        check = check_task(task, data=data)
+        if check.problems:
+            raise ValueError("nothing was written: " + "; ".join(check.problems))
+        os.rename(part, folder)
+    return folder, check
+
+
+def _document(facts, clips: Clips, mapping, drop, new, audio_name: str, same) -> dict:
+    """The content of task.toml."""
+    table = clips.table
+    document = {
+        "language": facts.language,
+        "corpus": facts.corpus,
+        "audio": audio_name,
+        "version": 1,
+        "speakers": int(table["speaker"].nunique()),
+        "utterances": len(table),
+        "licence": facts.licence,
+        "homepage": facts.homepage,
+        "reference": facts.reference,
+    }
+    ignore = {"ignore": list(clips.rest)} if clips.rest else {}
+    if clips.section:
+        document["files"] = clips.section | ignore
+    else:
+        given = [column for column in table if not (column == "speaker" and _is_one(table))]
+        one = {"speaker": ONE_SPEAKER} if _is_one(table) else {}
+        columns = {column: column for column in given}
+        document["table"] = {"file": LABELS, "place": "task", **one, **ignore, "columns": columns}
+    own = {key: sorted(value) for key, value in {"drop": drop, "new": new}.items() if value}
+    document["emotion"] = dict(mapping) | own
+    if same:
+        document["duplicates"] = {"files": same}
+    used = table[table["emotion"].isin(list(mapping))].drop_duplicates("emotion")
+    document["examples"] = {
+        row.file: {"speaker": row.speaker, "emotion": mapping[row.emotion]}
+        for row in used.itertuples()
+    }
+    return document
+
+
+def _is_one(table: pd.DataFrame) -> bool:
+    return set(table["speaker"]) == {ONE_SPEAKER}
+
+
+def _write_folder(folder: Path, document: dict, facts: Facts, clips: Clips) -> None:
+    import tomli_w
+
+    text = "# Made by `metaser tasks new`. Raise version whenever a line below changes results.\n"
+    (folder / "task.toml").write_text(text + tomli_w.dumps(document), encoding="utf-8")
+    if "table" in document:
+        columns = list(document["table"]["columns"])
+        clips.table[columns].to_csv(folder / LABELS, index=False)
+    (folder / "README.md").write_text(_readme(document, facts, clips), encoding="utf-8")
+
+
+def _readme(document: dict, facts: Facts, clips: Clips) -> str:
+    counts = Counter(document["emotion"].get(code) for code in clips.table["emotion"])
+    classes = ", ".join(f"{name} {count}" for name, count in counts.items() if name)
+    one = (
+        "One person speaks all clips. Scores then tell how well this one voice is recognised, and "
+        "nothing about other people."
+        if _is_one(clips.table)
+        else f"{document['speakers']} speakers."
+    )
+    return f"""# {facts.corpus} ({language_name(facts.language)})
+
+{len(clips.table)} clips. {one}
+
+- **Obtain**: {facts.homepage}; put the audio into `{document["audio"]}/` below the data root.
+- **Licence**: {facts.licence}
+- **Consent**: {facts.consent}
+- **Classes**: {classes}.
+- **Hazards**: run `metaser tasks check {facts.name}` and write here what it notes.
+
+Citation: {facts.reference}
+"""

@@ -1,0 +1,6 @@
+"""The outer loop over source tasks, and the engine that runs its meta-batches."""
+
+from metaser.training.loop import Source, Training, train, validation_loss
+from metaser.training.meta_batch import MetaBatch
+
+__all__ = ["MetaBatch", "Source", "Training", "train", "validation_loss"]
