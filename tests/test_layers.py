@@ -25,10 +25,12 @@ FLOORS = (
 )
 """The rooms of the package, floor by floor: a room imports only from floors below its own.
 
-The package's own name, ``metaser``, stands below all: every room may read its version.
+``metaser`` itself and its version stand below all.
 """
 
-LAYERS = {"metaser": -1} | {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYERS = {"metaser": -1, "version": -1} | {
+    room: floor for floor, rooms in enumerate(FLOORS) for room in rooms
+}
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if "aboard" not in path.parts)
 EXCEPTIONS = {"Exception", "ValueError", "FileNotFoundError"}

@@ -6,6 +6,7 @@ before the move.
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +94,13 @@ def test_trainings_keep_the_names_of_their_checkpoints():
     for name, key in GOLDEN["trainings"].items():
         folder, setup, method = name.split()
         assert training_key(method, _protocol(RESULTS / folder).setups[setup]) == key
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.rglob("*.jsonl")), ids=lambda path: str(path.relative_to(RESULTS))
+)
+def test_every_committed_row_says_version_seed_and_task_version(path):
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        assert re.fullmatch(r"\d+\.\d+\.\d+.*", row.get("metaser") or row["version"])
+        assert row.get("seeds", row.get("seed")) not in (None, [])
+        assert row["task_version"] >= 1

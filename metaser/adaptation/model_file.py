@@ -10,7 +10,8 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metaser import __version__
 from metaser.adaptation.expect import Band, Expected, Folds
 from metaser.batch import Batch, Padded
 from metaser.features.table import OUTLIER, Features, enough_threads
@@ -28,6 +28,7 @@ from metaser.frontends import make_frontend
 from metaser.methods.inner_loop import Adapted
 from metaser.protocol.build import make_method
 from metaser.protocol.schema import Setup
+from metaser.version import version
 
 FORMAT = 1
 """Raised when an older MetaSER could not read what is written."""
@@ -243,7 +244,7 @@ def measured_at(header: Header, shots: int) -> Measured:
 def library_versions(frontend: object) -> dict[str, str]:
     """Versions of the packages that decide a model's numbers."""
     names = sorted({*LIBRARIES, *getattr(type(frontend), "LIBRARIES", ())})
-    return {name: version(name) for name in names}
+    return {name: package_version(name) for name in names}
 
 
 def other_versions(header: Header) -> list[str]:
@@ -251,7 +252,7 @@ def other_versions(header: Header) -> list[str]:
     found = []
     for name, theirs in header.libraries.items():
         try:
-            ours = version(name)
+            ours = package_version(name)
         except PackageNotFoundError:
             ours = "absent"
         if ours != theirs:
@@ -355,7 +356,7 @@ def _fill(path: str | Path, module: nn.Module, state: dict[str, Tensor]) -> None
     if wrong:
         raise ValueError(
             f"{path}: the weights {', '.join(wrong[:3])} do not fit the model that this version of "
-            f"MetaSER ({__version__}) builds: use the version that the file was made with"
+            f"MetaSER ({version()}) builds: use the version that the file was made with"
         )
     module.load_state_dict(state, strict=False)
     module.eval()
@@ -384,7 +385,7 @@ def _header(path: str | Path, metadata: dict[str, str]) -> Header:
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{path} is of format {facts.get('format')}, made by MetaSER {facts.get('metaser')}; "
-            f"this is MetaSER {__version__}, which reads format {FORMAT}: install the other version"
+            f"this is MetaSER {version()}, which reads format {FORMAT}: install the other version"
         )
     try:
         return Header.model_validate_json(metadata["metaser"])

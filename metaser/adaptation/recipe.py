@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from metaser import __version__
 from metaser.adaptation.model_file import (
     FORMAT,
     Constants,
@@ -27,6 +26,7 @@ from metaser.naming import nearest
 from metaser.protocol.build import make_method, method_type, settle
 from metaser.protocol.schema import Protocol, Setup, read_protocol
 from metaser.tasks.task import Task
+from metaser.version import version
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def train_file(
     frontend = make_frontend(setup.frontend)
     header = Header(
         format=FORMAT,
-        metaser=__version__,
+        metaser=version(),
         libraries=library_versions(getattr(frontend, "extracted", frontend)),
         protocol=recipe.protocol.name,
         setup_name=recipe.setup_name,

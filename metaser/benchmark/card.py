@@ -3,15 +3,15 @@
 import json
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import version as package_version
 from pathlib import Path
 
 import numpy as np
 
-from metaser import __version__
 from metaser.protocol.schema import Protocol
 from metaser.rows import now
 from metaser.tasks.task import Task
+from metaser.version import version
 
 PACKAGES = ("torch", "numpy", "librosa", "scikit-learn", "pandas", "soundfile")
 
@@ -21,9 +21,9 @@ def write_run(out: Path, protocol: Protocol, tasks: dict[str, Task], absent, com
     facts = {
         "protocol": protocol.model_dump(),
         "command": command,
-        "metaser": __version__,
+        "metaser": version(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "machine": f"{os.cpu_count()} × {platform.machine()} {platform.system()}",
         "started": now(),
         "absent": absent,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metaser import __version__, metrics
+from metaser import metrics
 from metaser.audio import content_hash
 from metaser.benchmark.materials import Material
 from metaser.benchmark.plan import restrict
@@ -23,6 +23,7 @@ from metaser.machine import device_of
 from metaser.protocol.schema import Protocol, Setup
 from metaser.rows import now
 from metaser.tasks.task import Task, read_task
+from metaser.version import version
 
 
 def cell_sampler(protocol: Protocol, task: Task, size, seed: int):
@@ -111,7 +112,7 @@ def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: M
         "role": "target" if target in protocol.targets else "held_out_source",
         "adapt_seconds": round(float(np.mean(seconds)), 5),
         "device": device_of(method).type,
-        "metaser": __version__,
+        "metaser": version(),
         "torch": torch.__version__,
         "created": now(),
     }

@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from metaser import __version__
 from metaser.cli import benchmark, features, labelling, models, probe, tasks, tasks_new
 from metaser.cli.dimensional import dimensional
 from metaser.cli.page import page
 from metaser.cli.similarity import similarity, transferability
+from metaser.version import version
 
 app = typer.Typer(
     name="metaser",
@@ -47,7 +47,7 @@ for command in (
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"metaser {__version__}")
+        typer.echo(f"metaser {version()}")
         raise typer.Exit
 
 

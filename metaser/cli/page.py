@@ -37,13 +37,13 @@ def _starter() -> Path:
     """The starter model of this version, made if there is none."""
     import platformdirs
 
-    from metaser import __version__
     from metaser.adaptation.recipe import read_recipe
     from metaser.adaptation.train import train_model
     from metaser.synthetic.corpus import generate
+    from metaser.version import release, version
 
     folder = platformdirs.user_cache_path("metaser") / "starter"
-    path = folder / f"starter-{__version__}.safetensors"
+    path = folder / f"starter-{release(version())}.safetensors"
     if not path.exists():
         typer.echo(
             "no --model is given: a starter model is made from made-up speech, which shows the "
@@ -51,7 +51,7 @@ def _starter() -> Path:
             err=True,
         )
         languages = ("de", "en")
-        made = generate(folder / f"languages-{__version__}", languages)
+        made = generate(folder / f"languages-{release(version())}", languages)
         recipe = read_recipe("smoke", None, "metaser", [f"{name}_synthetic" for name in languages])
         train_model(path, recipe, made / "audio", [made / "tasks"], draws=12)
     return path

@@ -47,6 +47,7 @@ def _measure(plan, methods: Sequence[str], out: Path, data, folders, cache) -> I
 
     from metaser import benchmark as harness
     from metaser.protocol.build import settle
+    from metaser.version import version
 
     console = Console(stderr=True)
     plan = settle(plan)
@@ -62,8 +63,10 @@ def _measure(plan, methods: Sequence[str], out: Path, data, folders, cache) -> I
             method = harness.train_method(first, plan, job, materials, out / "checkpoints")
             if not hasattr(method, "model"):
                 raise ValueError(f"{job.methods[0]} has no embeddings: name methods with a network")
+            versions = {task.name: task.version for task in present.values()}
             for clips, tasks in (("sources", job.sources), ("targets", job.targets)):
                 for found in _probe([materials[t] for t in tasks], plan, method):
+                    found |= {"task_version": versions[found["corpus"]], "metaser": version()}
                     for label in job.methods:
                         facts = {"setup": name, "method": label, "seed": job.seed}
                         yield facts | {"clips": clips} | found

@@ -23,7 +23,6 @@ from joblib import Parallel, delayed
 from sklearn.linear_model import RidgeCV
 from torch import nn
 
-from metaser import __version__
 from metaser.backbones import BACKBONES
 from metaser.batch import Padded
 from metaser.dimensional.concordance import ccc_of_moments, moments
@@ -40,6 +39,7 @@ from metaser.model import Model
 from metaser.rows import append_row, read_rows
 from metaser.tasks.task import Task, read_task
 from metaser.training.loop import Training
+from metaser.version import version
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ def _run_seed(protocol, pool: Pool, versions, seed: int, missing, rows: Path) ->
             "seed": seed,
             "seconds": round(time.perf_counter() - start, 2),
             "task_version": versions[target],
-            "version": __version__,
+            "version": version(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         append_row(rows, row)

@@ -16,7 +16,6 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from metaser import __version__
 from metaser.report.figures import confusions, curves, legends
 from metaser.report.names import METHODS, ROLES
 from metaser.report.reading import read_rows, read_run
@@ -33,6 +32,7 @@ from metaser.report.words import (
     percent,
     summary,
 )
+from metaser.version import version
 
 
 def _method_table(results: Results) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def _provenance(results: Results, run: dict[str, Any]) -> dict[str, str]:
         facts["Rows written"] = f"{rows['created'].min()} to {rows['created'].max()}"
     if len(_versions(rows, "torch")) > 1:
         facts["torch"] = f"{join(_versions(rows, 'torch'))}: rows of several versions are mixed"
-    facts["Report by"] = f"MetaSER {__version__}"
+    facts["Report by"] = f"MetaSER {version()}"
     return facts
 
 

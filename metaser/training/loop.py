@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaser import __version__
 from metaser.batch import Batch, EpisodeBatch
 from metaser.episodes import TaskSampler, tensors
 from metaser.features.table import Features
@@ -21,6 +20,7 @@ from metaser.machine import device_of, rank, share, sum_over_processes
 from metaser.training.augmentation import spec_augment
 from metaser.training.diagnosis import diagnose
 from metaser.training.meta_batch import MetaBatch
+from metaser.version import release, version
 
 STREAM_TASKS, STREAM_DROPOUT, STREAM_MASKS = 1, 2, 3
 
@@ -367,7 +367,7 @@ def _facts(method, training: Training, seed: int) -> dict:
     if getattr(method, "terms", None) is not None:
         settings["terms"] = " ".join(repr(method.terms).split())
     return {
-        "metaser": __version__,
+        "metaser": release(version()),
         "method": type(method).__name__,
         "settings": settings,
         "model": " ".join(repr(getattr(method, "model", method)).split()),
