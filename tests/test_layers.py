@@ -81,6 +81,8 @@ def _ours(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=_module)
 def test_a_module_imports_only_from_floors_below_its_own(path):
     module = _module(path)
+    if not module:
+        return  # the package's own face opens every room, when it is asked
     room = module.partition(".")[0]
     for other in _ours(path):
         inside = other.partition(".")[0] == room
