@@ -135,6 +135,8 @@ def test_tasks_protocols_and_templates_are_aboard(wheel):
 def test_nothing_else_is_aboard(wheel):
     assert {Path(name).suffix for name in wheel if name.startswith("metaser/")} == {
         ".py",
+        ".pyi",
+        ".typed",
         ".jinja",
         ".css",
         ".js",

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from metaser.cli import models
-from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors, resumable
 
 
 def synthesise(
@@ -54,32 +54,26 @@ def benchmark(
 
     with plain_errors():
         plan = read_protocol(protocol)
-        from metaser import benchmark as harness
+        from metaser.benchmark import Run, forecast
+        from metaser.benchmark import measure as run_benchmark
+        from metaser.files import Places
 
-        arguments = {
-            "data": data,
-            "task_folders": tasks or (),
-            "targets": [name for name in targets.split(",") if name],
-            "methods": [name for name in methods.split(",") if name],
-        }
         out = out or Path("results") / plan.name
+        run = Run(
+            protocol=plan,
+            out=out,
+            places=Places.at(data, tasks, cache, jobs),
+            targets=_listed(targets),
+            methods=_listed(methods),
+            scheduler=scheduler,
+            device=device,
+            command=_command_line(),
+        )
         if dry_run:
-            typer.echo(harness.forecast(plan, out, jobs=jobs, cache=cache, **arguments))
+            typer.echo(forecast(run))
             return
-        try:
-            harness.run(
-                plan,
-                out,
-                jobs=jobs,
-                cache=cache,
-                scheduler=scheduler,
-                device=device,
-                command=_command_line(),
-                **arguments,
-            )
-        except KeyboardInterrupt:
-            typer.echo(f"stopped; the same command goes on where it was ({out})", err=True)
-            raise typer.Exit(130) from None
+        with resumable(f"({out})"):
+            run_benchmark(run)
     typer.echo(f"rows: {out / 'rows.jsonl'}\nnext: metaser report {out}")
 
 
@@ -113,8 +107,9 @@ def episodes(
         plan = read_protocol(protocol)
 
         from metaser.benchmark import write_episodes
+        from metaser.files import Places
 
-        digest = write_episodes(plan, target, shots, seed, out, data, tasks or ())
+        digest = write_episodes(plan, target, shots, seed, out, Places.at(data, tasks))
     typer.echo(f"{out}: digest {digest}")
 
 
@@ -130,12 +125,12 @@ def demo(
 
         typer.echo("Speaking the made-up languages (synthetic speech) ...")
         made = generate(folder / "languages")
-        from metaser import benchmark as harness
+        from metaser.benchmark import run
         from metaser.report.page import overview, write
 
         results = folder / "results"
-        try:
-            harness.run(
+        with resumable():
+            run(
                 read_protocol("smoke"),
                 results,
                 data=made / "audio",
@@ -144,9 +139,6 @@ def demo(
                 cache=folder / "cache",
                 command=_command_line(),
             )
-        except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on where it was", err=True)
-            raise typer.Exit(130) from None
         page, _ = write(results)
     from rich.console import Console
 
@@ -158,3 +150,8 @@ def demo(
 def _command_line() -> str:
     """The command as typed, without the folders above the program."""
     return " ".join(["metaser", *sys.argv[1:]])
+
+
+def _listed(names: str) -> tuple[str, ...]:
+    """Return names that are separated by commas."""
+    return tuple(name for name in names.split(",") if name)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors, resumable
 
 
 def features(
@@ -49,7 +49,7 @@ def features(
             raise ValueError("expected the name of a task: `metaser tasks` lists them")
         arguments = dict(map(_argument, settings or ()))
         chosen = make_frontend({"name": frontend, **arguments})
-        try:
+        with resumable():
             for name in tasks:
                 task = read_task(name, data, folders or ())
                 if verify:
@@ -59,9 +59,6 @@ def features(
                 found = library.extract(task, chosen, cache, jobs=jobs, progress=True)
                 clips, frames, channels = found.values.shape
                 typer.echo(f"{name}: {clips} clips, {frames} frames at most, {channels} channels")
-        except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on where it was", err=True)
-            raise typer.Exit(130) from None
 
 
 def _argument(setting: str) -> tuple[str, object]:

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from metaser.cli.options import Cache, Data, Folders, Jobs, check_out, plain_errors, quick_imports
+from metaser.cli.options import (
+    Cache,
+    Data,
+    Folders,
+    Jobs,
+    check_out,
+    plain_errors,
+    quick_imports,
+    resumable,
+)
 
 Model = Annotated[Path, typer.Argument(help="Model file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Another seed gives other draws.")]
@@ -44,14 +53,13 @@ def train(
         from metaser.adaptation.card import measured_lines, warnings
         from metaser.adaptation.recipe import read_recipe
         from metaser.adaptation.train import train_model
+        from metaser.files import Places
 
         chosen = [name for name in sources.split(",") if name]
-        try:
+        with resumable():
             recipe = read_recipe(protocol, setup, method, chosen)
-            header = train_model(out, recipe, data, tasks or (), seed, jobs, cache, draws=draws)
-        except KeyboardInterrupt:
-            typer.echo("stopped; the same command goes on where it was", err=True)
-            raise typer.Exit(130) from None
+            places = Places.at(data, tasks, cache, jobs)
+            header = train_model(out, recipe, places, seed=seed, draws=draws)
     _say(warnings(header)[:-1])
     typer.echo(f"measured by leaving out each {header.left_out} in turn:")
     typer.echo("\n".join(measured_lines(header)))
@@ -178,8 +186,8 @@ def evaluate(
         from metaser.adaptation import evaluate as evaluation
         from metaser.adaptation.card import warnings
         from metaser.adaptation.model_file import load
-        from metaser.benchmark.plan import restrict
         from metaser.features.extraction import extract
+        from metaser.tasks.task import restrict
 
         file = load(model)
         _tell_versions(file.header)

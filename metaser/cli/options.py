@@ -77,3 +77,14 @@ def check_out(path: Path | None, example: str, source: Path | None = None) -> No
         raise ValueError(
             f"{path} is what is read here, and would be lost: name another file to write"
         )
+
+
+@contextmanager
+def resumable(where: str = "") -> Iterator[None]:
+    """End a command that is interrupted with a word on how to go on, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        place = f" {where}" if where else ""
+        typer.echo(f"stopped; the same command goes on where it was{place}", err=True)
+        raise typer.Exit(130) from None

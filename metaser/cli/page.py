@@ -39,6 +39,7 @@ def _starter() -> Path:
 
     from metaser.adaptation.recipe import read_recipe
     from metaser.adaptation.train import train_model
+    from metaser.files import Places
     from metaser.synthetic.corpus import generate
     from metaser.version import release, version
 
@@ -53,5 +54,5 @@ def _starter() -> Path:
         languages = ("de", "en")
         made = generate(folder / f"languages-{release(version())}", languages)
         recipe = read_recipe("smoke", None, "metaser", [f"{name}_synthetic" for name in languages])
-        train_model(path, recipe, made / "audio", [made / "tasks"], draws=12)
+        train_model(path, recipe, Places.at(made / "audio", made / "tasks"), draws=12)
     return path

@@ -1,7 +1,6 @@
 """`metaser probe`: what can be read from the embeddings of a protocol's methods."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -26,46 +25,49 @@ def probe(
     cache: Cache = None,
 ) -> None:
     """Tell how well speaker, corpus and emotion are read from embeddings; writes probe.md there."""
+    from metaser.files import Places, write_text
     from metaser.protocol.schema import read_protocol
 
     with plain_errors():
         plan = read_protocol(protocol)
-        rows = list(_measure(plan, methods.split(","), out, data, tasks or (), cache))
+        rows = list(_measure(plan, methods.split(","), out, Places.at(data, tasks, cache)))
         text = table(rows, methods.split(","))
-        out.mkdir(parents=True, exist_ok=True)
-        _write(out / "probe.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
-        _write(out / "probe.md", text)
+        write_text(out / "probe.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+        write_text(out / "probe.md", text)
     typer.echo(text)
 
 
-def _measure(plan, methods: Sequence[str], out: Path, data, folders, cache) -> Iterator[dict]:
+def _measure(protocol, methods: Sequence[str], out: Path, places) -> Iterator[dict]:
     """One row for each method, seed, label and corpus."""
     import sys
 
     import torch
     from rich.console import Console
 
-    from metaser import benchmark as harness
-    from metaser.protocol.build import settle
+    from metaser.benchmark import gather, make_plan, train_method
+    from metaser.contracts import model_of
     from metaser.version import version
 
-    console = Console(stderr=True)
-    plan = settle(plan)
+    progress = Console(stderr=True).is_terminal
     torch.set_num_threads(1)
-    present, _ = harness.present_tasks(plan, data, folders)
-    present = {name: harness.restrict(task, plan.classes) for name, task in present.items()}
-    jobs = harness.plan_jobs(plan, present, methods=methods)
-    for name, setup in plan.setups.items():
-        own = [job for job in jobs if job.setup == name and set(job.targets) & set(plan.targets)]
-        materials = harness.gather(setup, own, present, cache, 1, console) if own else {}
+    plan = make_plan(protocol, places)
+    jobs = plan.jobs(methods=methods)
+    for name, settled in plan.settled.items():
+        own = [
+            job for job in jobs if job.setup == name and set(job.targets) & set(protocol.targets)
+        ]
+        materials = gather(settled, own, plan.tasks, places, progress=progress) if own else {}
         for job in own:
             first = job.methods[0]
-            method = harness.train_method(first, plan, job, materials, out / "checkpoints")
-            if not hasattr(method, "model"):
+            folder = out / "checkpoints"
+            method = train_method(
+                first, protocol, settled.setup, job, materials, checkpoints=folder
+            )
+            if model_of(method) is None:
                 raise ValueError(f"{job.methods[0]} has no embeddings: name methods with a network")
-            versions = {task.name: task.version for task in present.values()}
+            versions = {task.name: task.version for task in plan.tasks.values()}
             for clips, tasks in (("sources", job.sources), ("targets", job.targets)):
-                for found in _probe([materials[t] for t in tasks], plan, method):
+                for found in _probe([materials[t] for t in tasks], protocol, method):
                     found |= {"task_version": versions[found["corpus"]], "metaser": version()}
                     for label in job.methods:
                         facts = {"setup": name, "method": label, "seed": job.seed}
@@ -138,10 +140,3 @@ def table(rows: Sequence[dict], methods: Sequence[str]) -> str:
 
 def _percent(mean: float, bounds, sign: str = "") -> str:
     return f"{100 * mean:{sign}.1f} [{100 * bounds.low:{sign}.1f}, {100 * bounds.high:{sign}.1f}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -43,11 +43,11 @@ def similarity(
         from rich.console import Console
 
         from metaser.analysis import transfer as library
-        from metaser.analysis.study import write_table
+        from metaser.files import Places, write_table
         from metaser.tasks.task import find_task
 
         name = find_task(target, tasks or ()).name
-        pool = library.open_pool(target, protocol, data, tasks or (), cache, jobs)
+        pool = library.open_pool(target, protocol, Places.at(data, tasks, cache, jobs))
         table = library.distances(pool, name, {"name": frontend}, shots)
         if measure:
             table = library.with_transfer(table, library.measure(pool, out, [name]), name)
@@ -98,7 +98,8 @@ def transferability(
     with plain_errors():
         from metaser.analysis.report import write
         from metaser.analysis.study import study
+        from metaser.files import Places
 
-        study(out, data, tasks or (), cache, jobs)
+        study(out, Places.at(data, tasks, cache, jobs))
         page = write(out, report or out)
     typer.echo(f"{page}")

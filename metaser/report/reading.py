@@ -8,14 +8,9 @@ import numpy as np
 import pandas as pd
 
 from metaser.report.names import ROLES
+from metaser.rows import FIELDS
 from metaser.rows import read_rows as read_lines
 
-FIELDS = (
-    "protocol", "setup", "method", "target", "task_version", "language", "synthetic", "sources",
-    "shots", "queries", "fraction", "seed", "episodes", "digest", "speakers", "normalise",
-    "frontend", "backbone", "uar", "macro_f1", "confusion", "classes", "role", "train_seconds",
-    "adapt_seconds", "parameters",
-)  # fmt: skip
 CELL = ["setup", "method", "target", "shots", "fraction", "seed"]
 
 

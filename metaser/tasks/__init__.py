@@ -9,7 +9,16 @@ from metaser.tasks.check import Check, check_task
 from metaser.tasks.matching import of_clips, without_extension
 from metaser.tasks.schema import TaskFile, language_name, read_facts
 from metaser.tasks.table import name_reader
-from metaser.tasks.task import BUNDLED, Task, data_root, find_task, list_tasks, read_task
+from metaser.tasks.task import (
+    BUNDLED,
+    Task,
+    data_root,
+    find_task,
+    list_tasks,
+    read_task,
+    require_audio,
+    restrict,
+)
 
 __all__ = [
     "BUNDLED",
@@ -25,5 +34,7 @@ __all__ = [
     "of_clips",
     "read_facts",
     "read_task",
+    "require_audio",
+    "restrict",
     "without_extension",
 ]

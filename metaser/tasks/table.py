@@ -14,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from metaser import audio
+from metaser.naming import explain
 from metaser.tasks import labels
 from metaser.tasks.matching import (
     by_table,
@@ -33,7 +34,6 @@ from metaser.tasks.schema import (
     RatingsTable,
     Table,
     TaskFile,
-    explain,
 )
 
 
@@ -97,7 +97,7 @@ def name_reader(section: Mapping[str, Any]) -> Callable[[str], dict[str, str] | 
     try:
         return by_name(Files.model_validate(dict(section)))
     except ValidationError as error:
-        raise ValueError(explain(error)) from error
+        raise ValueError(explain(error, Files)) from error
 
 
 def columns_beside(facts: TaskFile, place: Path, files: Sequence[str]) -> dict[str, list[str]]:

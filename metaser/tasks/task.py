@@ -7,8 +7,8 @@ and which clips are the same recording. `read_task` turns it into a `Task` with 
 
 import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +246,30 @@ def read_task(
         },
         **found,
     )
+
+
+def require_audio(task: Task) -> Task:
+    """Return the task if its audio is present.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not; the message says where to obtain it.
+    """
+    if task.table is None:
+        raise FileNotFoundError(
+            f"the audio of {task.name} must be present, but is not: obtain it from {task.homepage} "
+            "and name the folder above it by --data or METASER_DATA"
+        )
+    return task
+
+
+def restrict(task: Task, classes: Sequence[str]) -> Task:
+    """Return the task with the clips of some classes only; the others count as left out."""
+    wanted = task.table["emotion"].isin(classes)
+    others = task.table["emotion"][~wanted].value_counts().to_dict()
+    table = task.table[wanted].reset_index(drop=True)
+    return replace(task, table=table, left_out={**others, **task.left_out})
 
 
 def find_task(task: str | Path, folders: Iterable[str | Path] = ()) -> Path:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.contracts import model_of
+from metaser.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +47,15 @@ def diagnose(method: nn.Module, episode: EpisodeBatch) -> None:
 
 def _check_backbone(method: nn.Module, episode: EpisodeBatch) -> None:
     """Refuse a backbone whose embeddings depend on none of its parameters."""
-    backbone = getattr(getattr(method, "model", None), "backbone", None)
-    if backbone is None:
+    model = model_of(method)
+    if not isinstance(model, Model):
         return
+    backbone = model.backbone
     learnt = [value for value in backbone.parameters() if value.requires_grad]
     if not learnt:
         return
     with torch.random.fork_rng(devices=[]):
-        total = method.model.embed(episode.support.modalities).square().sum()
+        total = model.embed(episode.support.modalities).square().sum()
     if total.requires_grad:
         slopes = torch.autograd.grad(total, learnt, allow_unused=True)
         if any(slope is not None for slope in slopes):

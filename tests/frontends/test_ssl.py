@@ -564,12 +564,9 @@ def test_half_precision_without_a_gpu_is_refused(saved):
 
 def test_rows_and_checkpoints_are_bound_to_the_weights_and_not_to_where_they_lie(saved, tmp_path):
     def digests(folder) -> tuple[str, str]:
-        protocol = build.settle(_protocol(str(folder)))
-        own = protocol.setups["ssl"]
-        return (
-            build.settings(protocol, "ssl", "metaser"),
-            build.training_key("metaser", own),
-        )
+        protocol = _protocol(str(folder))
+        setup = build.settle(protocol)["ssl"].setup
+        return build.settings(protocol, setup, "metaser"), build.training_key("metaser", setup)
 
     moved = tmp_path / Path(saved("wavlm")).name
     shutil.copytree(saved("wavlm"), moved)
