@@ -1,10 +1,12 @@
 """Examine a task thoroughly: its folder, its names and labels, every sample of its audio."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from metaser import audio
 from metaser.tasks import clip_checks
@@ -17,13 +19,30 @@ from metaser.tasks.schema import TaskFile, read_facts
 from metaser.tasks.table import by_name, find_videos, table_place, table_rows
 from metaser.tasks.task import Task
 
-SILENT = 1e-3  # peak of -60 dB below full scale
-SHORT = 0.3  # seconds
+SILENT = 1e-3
+"""Peak of a clip below which it counts as silent: -60 dB, relative to full scale."""
+
+SHORT = 0.3
+"""Seconds below which a clip counts as short."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What `check_task` found: `problems` make it fail, `notes` are suspicious, `good` is good."""
+    """Findings of `check_task`, one sentence each.
+
+    Attributes
+    ----------
+    name : str
+        Name of the task.
+    facts : tuple of str
+        Numbers of clips, speakers and classes.
+    problems : tuple of str
+        What makes the check fail.
+    notes : tuple of str
+        What is suspicious, or should be known.
+    good : tuple of str
+        What was looked at and is sound.
+    """
 
     name: str
     facts: tuple[str, ...]
@@ -32,7 +51,7 @@ class Check:
     good: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """Return all findings as lines of text."""
+        """Return all findings as text, one per line; the last line is the verdict."""
         lines = [self.name, *(f"  {line}" for line in self.facts)]
         lines += [f"  good: {line}" for line in self.good]
         lines += [f"  note: {line}" for line in self.notes]
@@ -50,18 +69,19 @@ def check_task(
     Parameters
     ----------
     task
-        Read with ``strict=False``, so that all problems are listed and not the first alone.
+        The task, read with ``strict=False``, so that all problems are listed and not only the
+        first.
     data
-        Data root in which the audio is expected: a problem if it is not there. Without it, absent
-        audio is a note.
+        Data root below which the audio must lie. Without it, absent audio is a note and no problem.
     subset
         Whether fewer clips or speakers than declared are intended.
     jobs
-        Threads that decode; by default one a core.
+        Threads that decode; by default one per core.
 
     Returns
     -------
     Check
+        The findings; the task has passed if there are no problems.
     """
     facts = read_facts(task.folder)
     problems = [
@@ -69,28 +89,29 @@ def check_task(
         *_check_examples(facts, table_place(facts, task.folder, task.audio)),
     ]
     if not (task.folder / "README.md").is_file():
-        problems.append("the folder holds no README.md, which says how to obtain the corpus")
-    if task.table is None:
-        notes = [f"only the folder was checked, no audio; obtain it from {task.homepage}"]
+        problems.append("the folder must hold a README.md that says how to obtain the corpus")
+    if task.table is None or task.audio is None:
+        notes = [f"only the folder was checked, not the audio; obtain it from {task.homepage}"]
         if data is not None:
             problems.append(f"no audio of {task.corpus}: expected the folder {data / facts.audio}")
         return Check(task.name, (), tuple(problems), tuple(notes))
-    notes = _check_classes(task)
+    notes = _check_classes(task, task.table)
     (notes if subset else problems).extend(_check_counts(task, subset))
     if task.unmatched:
         problems.append(
             f"unmatched files ({len(task.unmatched)}): {clip_checks.some(task.unmatched)}"
         )
-    wrong, stray, absent = _check_beside(task, facts)
+    wrong, stray, absent = _check_modalities(task, facts, task.audio)
     problems += wrong
     (notes if subset else problems).extend(stray)
-    heard, suspicious, good = _check_audio(task, jobs)
+    faults, suspicious, good = _check_audio(task.audio, task.table, jobs)
     notes += [*absent, *suspicious, *clip_checks.other_files(task.audio)]
-    return Check(task.name, tuple(_summary(task)), (*problems, *heard), tuple(notes), tuple(good))
+    summary = _summary(task, task.table)
+    return Check(task.name, tuple(summary), (*problems, *faults), tuple(notes), tuple(good))
 
 
-def _summary(task: Task) -> list[str]:
-    table = task.table
+def _summary(task: Task, table: pd.DataFrame) -> list[str]:
+    """Return the numbers of clips, speakers and classes, one sentence each."""
     lines = [
         f"audio: {task.audio}",
         f"clips: {task.clips_found} of {task.utterances} declared",
@@ -99,8 +120,8 @@ def _summary(task: Task) -> list[str]:
         f"files ignored: {task.ignored}",
     ]
     for name in task.classes:
-        own = table[table["emotion"] == name]
-        lines.append(f"class {name}: {len(own)} clips of {own['speaker'].nunique()} speakers")
+        clips = table[table["emotion"] == name]
+        lines.append(f"class {name}: {len(clips)} clips of {clips['speaker'].nunique()} speakers")
     lines += [
         f"rating {name}: {table[name].notna().sum()} of {len(table)} clips" for name in task.ratings
     ]
@@ -112,6 +133,7 @@ def _summary(task: Task) -> list[str]:
 
 
 def _check_counts(task: Task, subset: bool) -> list[str]:
+    """Report fewer clips or speakers than task.toml declares."""
     pairs = [
         (task.clips_found, task.utterances, "clips"),
         (task.speakers_found, task.speakers, "speakers"),
@@ -124,42 +146,49 @@ def _check_counts(task: Task, subset: bool) -> list[str]:
     ]
 
 
-def _check_beside(task: Task, facts: TaskFile) -> tuple[list[str], list[str], list[str]]:
-    """What is wrong beside the audio, what belongs to no clip, and what is declared but absent."""
-    files = [path.relative_to(task.audio).as_posix() for path in audio.find(task.audio)]
-    found: dict[str, Mapping[str, Any]] = {}
+def _check_modalities(
+    task: Task, facts: TaskFile, place: Path
+) -> tuple[list[str], list[str], list[str]]:
+    """Check transcripts, vectors and videos.
+
+    Returns what is wrong with them, which of them belong to no clip, and which are declared but
+    absent.
+    """
+    files = [path.relative_to(place).as_posix() for path in audio.find(place)]
+    named: dict[str, Mapping[str, Any]] = {}  # what each source has, by the names of clips
     wrong, absent = [], []
     if facts.transcripts:
-        texts = read_transcripts(facts.transcripts, task.audio)
-        names = " or ".join(table.file for table in facts.transcripts)
+        texts = read_transcripts(facts.transcripts, place)
+        tables = " or ".join(table.file for table in facts.transcripts)
         if texts is None:
-            absent.append(f"no transcripts: found no table {names} below {task.audio}")
-        found[f"the table of transcripts ({names})"] = texts or {}
-    for modality, own in facts.vectors.items():
+            absent.append(f"no transcripts: found no table {tables} below {place}")
+        named[f"the table of transcripts ({tables})"] = texts or {}
+    for modality, section in facts.vectors.items():
         if modality not in task.vectors:
-            absent.append(f"no {modality} vectors: found no file {own.file} below {task.audio}")
+            absent.append(f"no {modality} vectors: found no file {section.file} below {place}")
             continue
         try:
-            found[own.file] = read_vectors(task.vectors[modality])
+            named[section.file] = read_vectors(task.vectors[modality])
         except ValueError as error:
             wrong.append(str(error))
     if facts.video:
-        found["the video folder"] = find_videos(facts.video, task.audio)
-        if not found["the video folder"]:
-            where = (task.audio / facts.video.folder).resolve()
-            absent.append(f"no videos: found no *{facts.video.extension} below {where}")
+        videos = named["the video folder"] = find_videos(facts.video, place)
+        if not videos:
+            folder = (place / facts.video.folder).resolve()
+            absent.append(f"no videos: found no *{facts.video.extension} below {folder}")
     stray = []
-    for where, own in found.items():
-        names = of_clips(own, files)[1]
+    for source, values in named.items():
+        names = of_clips(values, files)[1]
         if names:
             stray.append(
-                f"{where} names files that are not there ({len(names)}): {clip_checks.some(names)}"
+                f"{source} names files that do not exist ({len(names)}): {clip_checks.some(names)}"
             )
     return wrong, stray, absent
 
 
-def _check_classes(task: Task) -> list[str]:
-    units = task.table.groupby("emotion")["unit"].nunique()
+def _check_classes(task: Task, table: pd.DataFrame) -> list[str]:
+    """Report classes of which all clips come from one unit of speakers."""
+    units = table.groupby("emotion")["unit"].nunique()
     return [
         f"class {name} comes from one speaker only: no speaker-disjoint episode can hold it"
         for name in task.classes
@@ -168,52 +197,58 @@ def _check_classes(task: Task) -> list[str]:
 
 
 def _check_examples(facts: TaskFile, place: Path | None) -> list[str]:
-    """Hold the [examples] of task.toml against its pattern, or its table where that is present."""
+    """Compare the [examples] of task.toml with its pattern, or with its table if present."""
     wrong = []
     for example, expected in facts.examples.items():
-        found = _describe_example(facts, place, example)
-        if found is None:
+        values = _describe_example(facts, place, example)
+        if values is None:
             wrong.append(f"example {example!r} is not matched")
             continue
         for key, value in expected.items():
-            if key not in found:
-                wrong.append(f"example {example!r} gives no {key!r}; it gives {', '.join(found)}")
-            elif found[key] != value:
-                wrong.append(f"example {example!r} gives {key} {found[key]!r}, expected {value!r}")
+            if key not in values:
+                wrong.append(f"example {example!r} gives no {key!r}; it gives {', '.join(values)}")
+            elif values[key] != value:
+                wrong.append(f"example {example!r} gives {key} {values[key]!r}, expected {value!r}")
     return wrong
 
 
-def _describe_example(facts: TaskFile, place: Path | None, example: str) -> dict[str, str] | None:
+def _describe_example(
+    facts: TaskFile, place: Path | None, example: str
+) -> Mapping[str, str] | None:
+    """Return what task.toml makes of an example; what it expects where the table is absent."""
+    values: dict[str, str] | None
     if facts.files:
-        found = by_name(facts.files)(without_extension(example))
-    elif facts.table.pattern is not None:
+        values = by_name(facts.files)(without_extension(example))
+    elif facts.table and facts.table.pattern is not None:
         match = compile_pattern(facts.table.pattern).match(example)
-        found = match and match.groupdict(default="")
-    elif place is not None:
-        found = by_table(table_rows(facts.table, place))(without_extension(example))
+        values = None if match is None else match.groupdict(default="")
+    elif facts.table and place is not None:
+        values = by_table(table_rows(facts.table, place))(without_extension(example))
     else:
         return facts.examples[example]
-    if found is None:
+    if values is None:
         return None
     if facts.source.speaker is not None:
-        found["speaker"] = facts.source.speaker.format_map(found)
-    code = found["emotion"]
+        values["speaker"] = facts.source.speaker.format_map(values)
+    code = values["emotion"]
     dropped = code in facts.emotion.drop
-    return {**found, "emotion": "drop" if dropped else facts.emotion.mapping.get(code, code)}
+    return {**values, "emotion": "drop" if dropped else facts.emotion.mapping.get(code, code)}
 
 
-def _check_audio(task: Task, jobs: int | None) -> tuple[list[str], list[str], list[str]]:
-    """Decode every usable clip; return what is wrong with them, suspicious, and good."""
+def _check_audio(
+    place: Path, table: pd.DataFrame, jobs: int | None
+) -> tuple[list[str], list[str], list[str]]:
+    """Decode each usable clip; return what is wrong, what is suspicious, and what is good."""
     from joblib import Parallel, delayed
 
-    files = list(task.table["file"])
-    heard = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads")(
-        delayed(clip_checks.listen)(task.audio / file) for file in files
+    files = list(table["file"])
+    measured: list[clip_checks.Heard] = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads")(
+        delayed(clip_checks.listen)(place / file) for file in files
     )
-    clique = dict(zip(files, task.table["clique"], strict=True))
+    clique = dict(zip(files, table["clique"], strict=True))
     unusable, silent, short = [], [], []
     copies: dict[str, list[str]] = {}
-    for file, clip in zip(files, heard, strict=True):
+    for file, clip in zip(files, measured, strict=True):
         if clip.error:
             unusable.append(f"{file}: {clip.error}")
             continue
@@ -231,11 +266,12 @@ def _check_audio(task: Task, jobs: int | None) -> tuple[list[str], list[str], li
         "the same audio under several names, not declared under [duplicates]": double,
     }
     notes = {f"clips shorter than {SHORT} s": short}
-    good, suspicious = clip_checks.judge(task.table, heard)
+    good, suspicious = clip_checks.judge(table, measured)
     return _counted(problems), _counted(notes) + suspicious, good
 
 
-def _counted(findings: dict[str, list[str]]) -> list[str]:
+def _counted(findings: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return one sentence per kind of finding, with its number and the first items."""
     return [
         f"{what} ({len(items)}): {clip_checks.some(items)}"
         for what, items in findings.items()

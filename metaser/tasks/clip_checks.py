@@ -1,10 +1,11 @@
-"""What is suspicious about the clips of a corpus: level, clipping, silence, duplicates, giveaways.
+"""Find what is suspicious about the clips of a corpus.
 
-`listen` decodes one clip and measures it; the other functions compare the clips of a corpus.
+`listen` decodes one clip and measures level, clipping and silence. The other functions compare the
+clips of a corpus: which are the same recording, and what besides emotion gives a label away.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,57 +13,79 @@ import pandas as pd
 
 from metaser import audio
 
-FRAME = 0.02  # seconds from one frame of a fingerprint to the next
+FRAME = 0.02
+"""Seconds from one frame of a fingerprint to the next."""
+
 BANDS = 20
-LOWEST, HIGHEST = 100.0, 3800.0  # Hz; what a telephone passes
-RATE = 8000  # Hz at which waveforms are compared
+"""Frequency bands of a fingerprint."""
+
+LOWEST, HIGHEST = 100.0, 3800.0
+"""Edges of the bands in Hz: roughly what a telephone transmits."""
+
+RATE = 8000
+"""Samples per second at which waveforms are compared."""
+
 FULL_SCALE = 0.999
-QUIET = -60.0  # dB below full scale
-NEIGHBOURS = 5  # clips that each is compared with
+"""Magnitude from which a sample counts as clipped; the largest possible is 1."""
+
+QUIET = -60.0
+"""Level in dB, relative to full scale, below which a frame or a clip counts as silent."""
+
+NEIGHBOURS = 5
+"""Number of nearest clips with which each clip is compared."""
+
 CANDIDATES = 0.88
-"""Correlation of fingerprints from which on the waveforms of two clips are compared."""
+"""Two clips whose fingerprints correlate by at least this much have their waveforms compared."""
 
 ALIKE = 0.95
-"""Correlation of waveforms from which on two clips are called one recording."""
+"""Two clips whose waveforms correlate by at least this much count as one recording."""
 
-CLIPPED = 1e-3  # share of samples at full scale
+CLIPPED = 1e-3
+"""Share of samples at full scale above which a clip is reported as clipped."""
+
 MOSTLY = 0.8
-UNEQUAL = 5.0  # clips of the largest class to one of the smallest
+"""Share from which something counts as holding for most of a clip, or for most clips."""
+
+UNEQUAL = 5.0
+"""Ratio of the largest class to the smallest from which the classes are reported as unequal."""
+
 TELLS = 0.25
-"""Share of the way from chance to certainty that a giveaway may go without a warning."""
+"""Share of the way from chance to a UAR of 1 that a giveaway may reach without a warning."""
 
 TEXTS = ("text", "text_id", "sentence", "statement", "transcript")
-"""Columns that tell what is said."""
+"""Columns that say which text is spoken; the first one present is used."""
 
 UNREAD = (".m4a", ".aac", ".amr", ".wma", ".mp4", ".mkv", ".avi", ".mov", ".webm", ".3gp")
-"""Sound and video that MetaSER does not read."""
+"""Extensions of sound and video files that MetaSER does not read."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What one clip sounds like.
+    """Measurements of one clip.
 
     Attributes
     ----------
     error : str
-        Why it cannot be used; the rest is then empty.
+        Why the clip cannot be used, or "". If there is an error, the other attributes keep their
+        defaults.
     peak : float
-        Largest sample, full scale = 1.
+        Largest magnitude of a sample; full scale is 1.
     seconds : float
+        Length of the clip.
     digest : str
-        Of the decoded audio, see `audio.digest`.
+        Hash of the decoded audio, see `audio.digest`.
     rate : int
-        Samples a second.
+        Samples per second of the file.
     level : float
-        Root mean square, dB below full scale.
+        Root mean square in dB, relative to full scale: 0 or less, -inf for silence.
     clipped : float
         Share of samples at full scale, in [0, 1].
     quiet : float
-        Share of frames of 20 ms below -60 dB, in [0, 1].
+        Share of frames of 20 ms with a level below -60 dB, in [0, 1].
     fingerprint : numpy.ndarray
-        float32, (frames, bands): log energy, every 20 ms, each band with mean 0.
+        float32, (frames, bands): logarithm of the energy every 20 ms; the mean of each band is 0.
     waveform : numpy.ndarray
-        float32, (samples,), at 8 kHz.
+        float32, (samples,): the clip as mono at 8000 samples per second.
     """
 
     error: str = ""
@@ -73,12 +96,15 @@ class Heard:
     level: float = -np.inf
     clipped: float = 0.0
     quiet: float = 0.0
-    fingerprint: np.ndarray | None = None
-    waveform: np.ndarray | None = None
+    fingerprint: np.ndarray = field(default_factory=lambda: np.zeros((0, BANDS), np.float32))
+    waveform: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 def listen(path: Path) -> Heard:
-    """Decode a clip and measure it."""
+    """Decode a clip and measure it.
+
+    A file that cannot be decoded raises no error: the reason is in `Heard.error`.
+    """
     try:
         samples, rate = audio.decode(path)
     except audio.AudioError as error:
@@ -105,7 +131,7 @@ def listen(path: Path) -> Heard:
 
 
 def _band_power(mono: np.ndarray, rate: int) -> np.ndarray:
-    """Power in bands of equal ratio, (frames, BANDS)."""
+    """Return the power in bands of equal frequency ratio, (frames, BANDS)."""
     from scipy.signal.windows import hann
 
     hop = max(round(FRAME * rate), 1)
@@ -119,22 +145,24 @@ def _band_power(mono: np.ndarray, rate: int) -> np.ndarray:
 
 
 def near_duplicates(heard: Sequence[Heard], alike: float = ALIKE) -> list[tuple[int, int, float]]:
-    """Find clips that are one recording: copied at another level, cut elsewhere, or re-encoded.
+    """Find pairs of clips that hold the same recording.
 
-    The fingerprints of each clip and its nearest ones are compared, then, where those are alike,
-    the waveforms: an actor can repeat a sentence's melody, but not its samples.
+    One of the two may have another level, be cut elsewhere, or be encoded in another way. Each
+    clip's fingerprint is compared with those of its nearest neighbours. Where the fingerprints are
+    alike, the waveforms decide: an actor can repeat the melody of a sentence, but not its samples.
 
     Parameters
     ----------
     heard
-        Clips without error.
+        Measurements of the clips, without error.
     alike
-        Smallest correlation of the waveforms that is told, in [0, 1].
+        Pairs whose waveforms correlate by at least this much are returned, in [0, 1].
 
     Returns
     -------
     list of (int, int, float)
-        Pairs of clips, the first before the second, with their correlation; most alike first.
+        Positions of the two clips, the lower one first, and the correlation of their waveforms;
+        the most similar pair comes first.
     """
     from sklearn.neighbors import NearestNeighbors
 
@@ -145,36 +173,37 @@ def near_duplicates(heard: Sequence[Heard], alike: float = ALIKE) -> list[tuple[
     count = min(NEIGHBOURS, len(shapes) - 1)
     near = NearestNeighbors(n_neighbors=count).fit(shapes).kneighbors(return_distance=False)
     pairs = sorted({(min(i, j), max(i, j)) for i, row in enumerate(near.tolist()) for j in row})
-    found = []
+    compared = []
     for i, j in pairs:
         if lag_correlation(heard[i].fingerprint, heard[j].fingerprint, 1 / FRAME) >= CANDIDATES:
-            waves = [heard[place].waveform[:, None] for place in (i, j)]
-            found.append((i, j, lag_correlation(*waves, RATE)))
-    return sorted((pair for pair in found if pair[2] >= alike), key=lambda pair: -pair[2])
+            first, second = heard[i].waveform[:, None], heard[j].waveform[:, None]
+            compared.append((i, j, lag_correlation(first, second, RATE)))
+    return sorted((pair for pair in compared if pair[2] >= alike), key=lambda pair: -pair[2])
 
 
 def _dynamics(fingerprint: np.ndarray) -> np.ndarray:
-    """Spread of every band and of its changes: the same wherever a clip is cut, about."""
+    """Return the spread of each band and of its changes: nearly the same wherever a clip is cut."""
     changes = np.diff(fingerprint, axis=0, prepend=fingerprint[:1])
     return np.concatenate([fingerprint.std(axis=0), changes.std(axis=0)])
 
 
 def lag_correlation(a: np.ndarray, b: np.ndarray, rate: float) -> float:
-    """Return the largest correlation of two signals over all lags that overlap enough.
+    """Return the largest correlation of two signals over all lags at which they overlap enough.
 
-    Enough is a second and half of the longer one, or else all of the shorter one.
+    Enough is one second and half of the longer signal, or the whole of the shorter signal if that
+    is less.
 
     Parameters
     ----------
     a, b
-        (samples, channels).
+        Signals, (samples, channels).
     rate
-        Samples a second.
+        Samples per second.
 
     Returns
     -------
     float
-        In [-1, 1]; of equal signals it is 1.
+        In [-1, 1]; 1 for equal signals.
     """
     from scipy.signal import fftconvolve
 
@@ -188,7 +217,7 @@ def lag_correlation(a: np.ndarray, b: np.ndarray, rate: float) -> float:
 
 
 def _running_sum(values: np.ndarray, width: int) -> np.ndarray:
-    """Sum over every window of this width, those that stick out included: a full convolution."""
+    """Sum over every window of this width, also those that stick out: a full convolution."""
     total = np.concatenate([[0], np.cumsum(values, dtype=float)])
     ends = np.arange(1, len(values) + width)
     return total[np.minimum(ends, len(values))] - total[np.maximum(ends - width, 0)]
@@ -197,21 +226,25 @@ def _running_sum(values: np.ndarray, width: int) -> np.ndarray:
 def giveaway(
     values: np.ndarray, emotions: np.ndarray, speakers: np.ndarray, folds: int = 5
 ) -> float:
-    """Cross-validated UAR of one number a clip, such as its loudness, as the only clue.
+    """Return how well one number per clip, such as its loudness, predicts the emotion.
 
-    Gaussian naive Bayes with equal priors; no speaker is both learnt from and tested on, where
-    there are enough of them.
+    The classifier is Gaussian naive Bayes with equal priors, in cross-validation. Where each class
+    has two speakers or more, no speaker is both learnt from and tested on.
 
     Parameters
     ----------
     values : ndarray of float, shape (clips,)
+        The number of each clip.
     emotions, speakers : ndarray, shape (clips,)
+        Class and speaker of each clip.
+    folds : int
+        Folds of the cross-validation; fewer where clips or speakers do not suffice.
 
     Returns
     -------
     float
-        In [0, 1]; chance is 1 / classes. NaN if a class has fewer than two clips, or there is one
-        class.
+        Cross-validated UAR in [0, 1]; chance is 1 / number of classes. NaN if a class has fewer
+        than two clips, or there is only one class.
     """
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
@@ -236,38 +269,46 @@ def judge(table: pd.DataFrame, heard: Sequence[Heard]) -> tuple[list[str], list[
     Parameters
     ----------
     table
-        Of a `Task`: columns file, speaker, emotion, unit, clique, and perhaps one of `TEXTS`.
+        Table of a `Task`, with the columns file, speaker, emotion, unit, clique, and perhaps one of
+        `TEXTS`.
     heard
-        One a row of the table.
+        Measurements from `listen`, one per row of the table.
 
     Returns
     -------
     good, suspicious : list of str
+        One sentence per finding; both are empty if no clip can be used.
     """
     usable = [not clip.error for clip in heard]
     table = table[usable].reset_index(drop=True)
     heard = [clip for clip in heard if not clip.error]
     if not heard:
         return [], []
-    found = [_speakers(table), _texts(table), _classes(table), _rates(heard)]
-    found += [_loudness(table, heard), _copies(table, heard)]
+    findings = [_speakers(table), _texts(table), _classes(table), _rates(heard)]
+    findings += [_loudness(table, heard), _copies(table, heard)]
     for what, share, most in (
         ("clips are clipped: over 0.1 % of their samples are at full scale", "clipped", CLIPPED),
         ("clips are mostly silence: 80 % of the time is below -60 dB", "quiet", MOSTLY),
     ):
         files = [file for file, clip in zip(table["file"], heard) if getattr(clip, share) > most]
-        found.append(("", f"{len(files)} {what}: {some(files)}" if files else ""))
-    return [good for good, _ in found if good], [bad for _, bad in found if bad]
+        findings.append(("", f"{len(files)} {what}: {some(files)}" if files else ""))
+    return [good for good, _ in findings if good], [bad for _, bad in findings if bad]
 
 
 def some(items: Sequence[str], most: int = 5) -> str:
-    """Join the first items, and tell how many more there are."""
+    """Join the first items by commas, and say how many more there are."""
     more = f", and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
 
 
 def other_files(folder: Path) -> list[str]:
-    """Say what lies among the audio that is not read: video and other sound, by name."""
+    """Name the video and sound files below a folder that MetaSER does not read.
+
+    Returns
+    -------
+    list of str
+        One sentence, or none if there are no such files.
+    """
     paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in UNREAD)
     names = [path.relative_to(folder).as_posix() for path in paths]
     if not names:
@@ -278,11 +319,15 @@ def other_files(folder: Path) -> list[str]:
     ]
 
 
+# Each of the following judges one aspect of a corpus. It returns a sentence on what is good and one
+# on what is suspicious; at most one of the two is not empty.
+
+
 def _speakers(table: pd.DataFrame) -> tuple[str, str]:
     kinds = table.groupby("speaker")["emotion"].nunique()
     if len(kinds) == 1:
         return "", (
-            "one speaker: scores tell how well this voice is recognised, and nothing about other "
+            "one speaker: scores say how well this voice is recognised, and nothing about other "
             "people; episodes need speakers = 'any'"
         )
     single = list(kinds.index[kinds == 1])
@@ -304,15 +349,12 @@ def _texts(table: pd.DataFrame) -> tuple[str, str]:
     single = table[name].map(kinds).eq(1) & often
     if single.sum() > MOSTLY * len(table):
         return "", (
-            f"the text tells the label: {int(single.sum())} of {len(table)} clips say something "
-            "that is said in one emotion only"
+            f"the text gives the label away: {int(single.sum())} of {len(table)} clips have a text "
+            "that is spoken in one emotion only"
         )
     share = (table[name].map(kinds) > 1).mean()
-    return (
-        (f"{share:.0%} of the clips say what is said in other emotions too", "")
-        if share
-        else ("", "")
-    )
+    good = f"{share:.0%} of the clips have a text that is spoken in other emotions too"
+    return good if share else "", ""
 
 
 def _classes(table: pd.DataFrame) -> tuple[str, str]:
@@ -320,8 +362,8 @@ def _classes(table: pd.DataFrame) -> tuple[str, str]:
     rare = list(counts.index[counts == 1])
     if rare:
         return "", (
-            f"class {some(rare)} has one clip: it can be learnt from or tested on, not both; "
-            "record more, or drop it"
+            f"class {some(rare)} has one clip, which can be learnt from or tested on, not both; "
+            "record more, or drop the class"
         )
     ratio = counts.max() / counts.min()
     if ratio >= UNEQUAL:
@@ -336,8 +378,8 @@ def _rates(heard: Sequence[Heard]) -> tuple[str, str]:
     rates = pd.Series([clip.rate for clip in heard]).value_counts()
     if len(rates) == 1:
         return f"one sampling rate, {rates.index[0]} Hz", ""
-    told = ", ".join(f"{rate} Hz ({count} clips)" for rate, count in rates.items())
-    return "", f"mixed sampling rates: {told}; a model may learn the recorder"
+    listed = ", ".join(f"{rate} Hz ({count} clips)" for rate, count in rates.items())
+    return "", f"mixed sampling rates: {listed}; a model may learn the recording device"
 
 
 def _loudness(table: pd.DataFrame, heard: Sequence[Heard]) -> tuple[str, str]:
@@ -346,11 +388,11 @@ def _loudness(table: pd.DataFrame, heard: Sequence[Heard]) -> tuple[str, str]:
     if np.isnan(uar):
         return "", ""
     chance = 1 / table["emotion"].nunique()
-    said = f"UAR {uar:.0%}, chance {chance:.0%}"
+    scores = f"UAR {uar:.0%}, chance {chance:.0%}"
     if uar < chance + TELLS * (1 - chance):
-        return f"loudness alone does not tell the label ({said})", ""
+        return f"loudness alone does not give the label away ({scores})", ""
     return "", (
-        f"loudness alone gives the label away ({said}): were the classes recorded differently? "
+        f"loudness alone gives the label away ({scores}): were the classes recorded differently? "
         "A model may learn the recording and not the emotion"
     )
 
@@ -363,7 +405,7 @@ def _copies(table: pd.DataFrame, heard: Sequence[Heard]) -> tuple[str, str]:
         if clique[i] != clique[j] and digest[i] != digest[j]
     ]
     if not pairs:
-        return "no clip is a part or a copy of another, as far as was found", ""
+        return "no clip was found to be a part or a copy of another", ""
     return "", (
         f"{len(pairs)} pairs of clips hold the same recording (correlation of the samples): "
         f"{some(pairs)}; declare them under [duplicates], or remove one"

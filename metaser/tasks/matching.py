@@ -1,21 +1,34 @@
-"""Which clip a name means: patterns and tables matched against the end of a path."""
+"""Find the clip that a name means: patterns and tables are matched against the end of a path."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from metaser import audio
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a regular expression.
+
+    Raises
+    ------
+    ValueError
+        If it is not valid; the message quotes the pattern.
+    """
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"the pattern {pattern!r} is no regular expression: {error}") from error
+        raise ValueError(
+            f"the pattern {pattern!r} is no regular expression ({error}): correct it"
+        ) from error
 
 
 def match_end(pattern: re.Pattern[str], stem: str) -> re.Match[str] | None:
-    """Match the end of a path without extension; the match begins at a file or folder name."""
+    """Match a pattern against the end of a path without extension.
+
+    The match begins at the name of a file or folder and reaches the end of the path. Of several
+    matches the shortest is returned, and None where there is none.
+    """
     starts = [0, *(match.end() for match in re.finditer("/", stem))]
     for start in reversed(starts):
         match = pattern.fullmatch(stem, start)
@@ -30,12 +43,32 @@ def without_extension(path: str) -> str:
     return base if f".{extension.lower()}" in audio.EXTENSIONS else path
 
 
-def by_table(found: Iterable[dict[str, str]]):
+def by_table(found: Iterable[dict[str, str]]) -> Callable[[str], dict[str, str] | None]:
+    """Return a function that looks up the row of a clip in a table.
+
+    Parameters
+    ----------
+    found
+        Rows of the table; the column `file` names the clip.
+
+    Returns
+    -------
+    callable
+        It takes a path without extension and returns the clip's row, in which `name` stands in
+        place of `file`; None where the table does not name the clip.
+
+    Raises
+    ------
+    ValueError
+        If two different rows name the same clip.
+    """
     rows: dict[str, dict[str, str]] = {}
     for row in found:
         name = without_extension(row.pop("file"))
         if rows.setdefault(name, row) != row:
-            raise ValueError(f"the table describes {name!r} twice, differently; correct it")
+            raise ValueError(
+                f"the table describes {name!r} twice, differently: keep one row per clip"
+            )
 
     def describe(stem: str) -> dict[str, str] | None:
         name = _by_end(rows, stem)
@@ -45,31 +78,33 @@ def by_table(found: Iterable[dict[str, str]]):
 
 
 def _by_end(names: Mapping[str, Any], stem: str) -> str | None:
-    """The shortest end of a path, beginning at a file or folder name, that is among the names."""
+    """Return the shortest end of a path (whole file and folder names) that is among the names."""
     parts = stem.split("/")
     ends = ("/".join(parts[i:]) for i in reversed(range(len(parts))))
     return next((end for end in ends if end in names), None)
 
 
 def of_clips(found: Mapping[str, Any], files: Iterable[str]) -> tuple[list[Any], list[str]]:
-    """What belongs to each clip, matched by the end of its path, with or without extension.
+    """Give each clip the value that is stored under its name.
+
+    A name fits a clip if it is the end of the clip's path, with or without extension.
 
     Parameters
     ----------
     found
-        Anything by the name of a clip.
+        Values by the name of a clip.
     files
-        Posix paths of clips.
+        Posix paths of the clips.
 
     Returns
     -------
-    own : list
-        In the order of the clips; None where a clip has nothing.
+    values : list
+        One value per clip, in the order of `files`; None where a clip has no value.
     stray : list of str
-        Names in ``found`` that are no clip's.
+        Names in `found` that fit no clip.
     """
     by_stem = {without_extension(name): name for name in found}
     ends = [_by_end(by_stem, without_extension(file)) for file in files]
-    own = [None if end is None else found[by_stem[end]] for end in ends]
+    values = [None if end is None else found[by_stem[end]] for end in ends]
     used = {by_stem[end] for end in ends if end is not None}
-    return own, [name for name in found if name not in used]
+    return values, [name for name in found if name not in used]

@@ -1,6 +1,6 @@
-"""What a clip may have beside its audio: tables of transcripts, and vectors that others computed.
+"""What a clip may have in addition to its audio: a transcript, a video, precomputed vectors.
 
-A task folder says where they lie; see ``metaser.tasks`` for how they find their clips.
+A task folder says where they lie, and `metaser.tasks.matching` finds the clip that each belongs to.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,8 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from metaser import naming
 
 MODALITIES = ("audio", "text", "video")
+"""What a model can take in."""
 
 Text = Annotated[str, Field(min_length=1)]
+"""A string that is not empty."""
 
 
 class _Strict(BaseModel):
@@ -24,81 +26,138 @@ class _Strict(BaseModel):
 
 
 class Transcripts(_Strict):
-    """One of ``[[transcripts]]``: a table with the words of each clip."""
+    """One ``[[transcripts]]`` section of task.toml: a table with the words of each clip.
 
-    file: Text  # path or glob below the audio folder
+    Attributes
+    ----------
+    file : str
+        Path or glob below the audio folder.
+    separator : str
+        Text between two columns.
+    columns : dict of str to str
+        Names of the table's columns for `file` and `text`.
+    """
+
+    file: Text
     separator: Text = ","
-    columns: dict[Text, Text] = {"file": "file", "text": "text"}  # our name -> the table's column
+    columns: dict[Text, Text] = {"file": "file", "text": "text"}
 
     @model_validator(mode="after")
     def _check(self) -> "Transcripts":
         if set(self.columns) != {"file", "text"}:
             raise ValueError(
-                f"[[transcripts]] needs columns = {{ file = …, text = … }}, not {self.columns}"
+                f"[[transcripts]] must have columns = {{ file = …, text = … }}, not "
+                f"{self.columns}: name these two columns"
             )
         return self
 
 
 class Vectors(_Strict):
-    """``[vectors.<modality>]``: a file with one or several vectors a clip."""
+    """A ``[vectors.<modality>]`` section of task.toml: a file with one or more vectors per clip.
 
-    file: Text  # .csv or .npz, below the audio folder
+    Attributes
+    ----------
+    file : str
+        Path below the audio folder; it ends in .csv or .npz.
+    """
+
+    file: Text
 
     @model_validator(mode="after")
     def _check(self) -> "Vectors":
         if Path(self.file).suffix not in (".csv", ".npz"):
-            raise ValueError(f"vectors come in a .csv or .npz file, not {self.file!r}")
+            raise ValueError(
+                f"vectors must be in a .csv or .npz file, not {self.file!r}: convert the file"
+            )
         return self
 
 
 class Video(_Strict):
-    """``[video]``: files beside the audio."""
+    """The ``[video]`` section of task.toml: one video file per clip.
 
-    folder: Text = "."  # below the audio folder
+    Attributes
+    ----------
+    folder : str
+        Folder of the videos, relative to the audio folder.
+    extension : str
+        Ending of the video files.
+    """
+
+    folder: Text = "."
     extension: Text = ".mp4"
 
 
 def check_modalities(names: Iterable[str], where: str) -> None:
-    """Refuse a modality that is none of ``MODALITIES``."""
-    for name in names:
-        if name not in MODALITIES:
-            raise ValueError(
-                f"{where} names the modality {name!r}.{naming.nearest(name, MODALITIES)} "
-                f"There are {', '.join(MODALITIES)}"
-            )
-
-
-def read_columns(path: Path, separator: str, columns: Mapping[str, str]) -> list[dict[str, str]]:
-    """Read some columns of a table as strings, under names of ours.
+    """Check that all names are in `MODALITIES`.
 
     Parameters
     ----------
-    path
-        Text file with a header, in UTF-8.
-    separator
-        What stands between columns.
-    columns
-        Our name to the table's column.
+    names
+        Names to check.
+    where
+        Where the names stand; it begins the error message.
 
     Raises
     ------
     ValueError
-        If the table lacks a column; the nearest one is named.
+        If a name is unknown; the message gives the nearest known one.
     """
-    read = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    for column in columns.values():
-        if column not in read:
+    for name in names:
+        if name not in MODALITIES:
             raise ValueError(
-                f"{path.name} has no column {column!r}.{naming.nearest(column, read)} "
-                f"It has {', '.join(read)}"
+                f"{where} must name one of {', '.join(MODALITIES)}, not {name!r}."
+                f"{naming.nearest(name, MODALITIES)}"
+            )
+
+
+def read_columns(path: Path, separator: str, columns: Mapping[str, str]) -> list[dict[str, str]]:
+    """Read some columns of a table as strings, and rename them.
+
+    Parameters
+    ----------
+    path
+        Text file in UTF-8, with a header.
+    separator
+        Text between two columns.
+    columns
+        New name of each column to its name in the table.
+
+    Returns
+    -------
+    list of dict of str to str
+        One dictionary per row of the table, from new name to value.
+
+    Raises
+    ------
+    ValueError
+        If the table lacks a column; the message gives the nearest one.
+    """
+    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    for column in columns.values():
+        if column not in table:
+            raise ValueError(
+                f"{path.name} must have the column {column!r}, but has {', '.join(table)}: correct "
+                f"the table, or the name in task.toml.{naming.nearest(column, table)}"
             )
     return [
-        {name: row[column] for name, column in columns.items()} for row in read.to_dict("records")
+        {name: row[column] for name, column in columns.items()} for row in table.to_dict("records")
     ]
 
 
 def read_transcripts(tables: Iterable[Transcripts], place: Path) -> dict[str, str] | None:
-    """Read the first table that is present: words by the name of the file; None without one.
+    """Read the transcripts from the first of several tables that is present.
+
+    Parameters
+    ----------
+    tables
+        Sections of task.toml, in the order of preference.
+    place
+        Folder of the audio.
+
+    Returns
+    -------
+    dict of str to str or None
+        Words by the name of the file; None if no table is present.
 
     Raises
     ------
@@ -113,8 +172,9 @@ def read_transcripts(tables: Iterable[Transcripts], place: Path) -> dict[str, st
                 text = row["text"].strip()
                 if texts.setdefault(row["file"], text) != text:
                     raise ValueError(
-                        f"{path.name} gives {row['file']!r} two transcripts, "
-                        f"{texts[row['file']]!r} and {text!r}; correct the table"
+                        f"each clip must have one transcript, but {path.name} gives "
+                        f"{row['file']!r} two transcripts, {texts[row['file']]!r} and {text!r}: "
+                        "correct the table"
                     )
         if paths:
             return texts
@@ -127,58 +187,71 @@ def read_vectors(path: Path) -> dict[str, np.ndarray]:
     Parameters
     ----------
     path
-        ``.npz`` with an array (channels,) or (frames, channels) by the name of each clip; or
-        ``.csv`` with a column ``file`` and columns of numbers, one row a frame, in their order.
+        A ``.npz`` file with one array per clip, under the clip's name, (channels,) or
+        (frames, channels); or a ``.csv`` file with a column ``file`` and columns of numbers, one
+        row per frame, in the order of the frames.
 
     Returns
     -------
     dict of str to numpy.ndarray
-        (frames, channels) float32 by the name of each clip; no frames where an array is empty.
+        float32, (frames, channels), by the name of each clip; 0 frames where an array is empty.
 
     Raises
     ------
     ValueError
-        If the file cannot be read, is not of numbers, holds NaN or infinity, or clips differ in
-        the number of channels; the message names the clip.
+        If the file cannot be read, holds something other than numbers, holds NaN or infinity, or
+        clips differ in the number of channels; the message names the clip.
     """
     try:
         vectors = _from_csv(path) if path.suffix == ".csv" else _from_npz(path)
     except (BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): make or fetch it again") from error
+        raise ValueError(
+            f"{path} cannot be read ({error}): create or download the file again"
+        ) from error
     first: tuple[str, int] | None = None
     for name, frames in vectors.items():
         if frames.dtype.kind not in "biuf":
-            raise ValueError(f"{path}: {name} must hold numbers, not {frames.dtype}")
+            raise ValueError(
+                f"{path}: {name} must hold numbers, not {frames.dtype}: correct the file"
+            )
         if frames.ndim > 2:
             raise ValueError(
-                f"{path}: {name} has the shape {frames.shape}; expected (channels,) or "
-                "(frames, channels)"
+                f"{path}: {name} must have the shape (channels,) or (frames, channels), not "
+                f"{frames.shape}: correct the file"
             )
         if not np.isfinite(frames).all():
-            raise ValueError(f"{path}: {name} holds NaN or infinity")
+            raise ValueError(
+                f"{path}: {name} must hold finite numbers, not NaN or infinity: correct the file"
+            )
         if frames.size:
             first = first or (name, frames.shape[-1])
             if frames.shape[-1] != first[1]:
                 raise ValueError(
-                    f"{path}: {first[0]} has {first[1]} channels, {name} has {frames.shape[-1]}: "
-                    "all clips must have the same"
+                    f"{path}: all clips must have the same number of channels, but {first[0]} has "
+                    f"{first[1]} channels, {name} has {frames.shape[-1]}: correct the file"
                 )
     if first is None:
-        raise ValueError(f"{path} holds no vectors")
+        raise ValueError(f"{path} must hold vectors, but holds no vectors: add them")
+    channels = first[1]
     return {
-        name: frames.reshape(-1, first[1]).astype(np.float32) for name, frames in vectors.items()
+        name: frames.reshape(-1, channels).astype(np.float32) for name, frames in vectors.items()
     }
 
 
 def _from_npz(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz file by their names."""
     with np.load(path, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
 
 
 def _from_csv(path: Path) -> dict[str, np.ndarray]:
+    """Return the numbers of a CSV table, (frames, channels), by the name of the clip."""
     table = pd.read_csv(path, dtype={"file": str}, encoding="utf-8-sig")
     if "file" not in table:
-        raise ValueError(f"{path.name} has no column 'file'; it has {', '.join(table)}")
+        raise ValueError(
+            f"{path.name} must have the column 'file', but has {', '.join(table)}: add the column"
+        )
     return {
-        name: own.drop(columns="file").to_numpy() for name, own in table.groupby("file", sort=False)
+        str(name): rows.drop(columns="file").to_numpy()
+        for name, rows in table.groupby("file", sort=False)
     }

@@ -1,4 +1,4 @@
-"""What file names tell: fields, emotions and speakers of a new task."""
+"""Find emotions and speakers in the file names of a new task."""
 
 import re
 import unicodedata
@@ -26,7 +26,7 @@ WORDS = {
     "anxious": "anxiety anxious anx",
     "sleepy": "sleepiness sleepy",
 }
-"""What corpora call the classes, beside the classes' own names."""
+"""Words by which corpora call the classes, in addition to the classes' own names."""
 
 _CLASS_OF = {word: name for name, words in WORDS.items() for word in words.split()}
 _SEPARATORS = r"_\-.,+\s"
@@ -35,19 +35,19 @@ _SPEAKER = re.compile(r"(?:s|sp|spk|spkr|speaker|actor|sub|subject|p|[fm]|s[fm])
 
 @dataclass(frozen=True)
 class Field:
-    """One part of the files' names.
+    """One part of the files' names or paths.
 
     Attributes
     ----------
     name : str
-        "1", "2", … for the parts of the name between separators, "folder1" for the folder that
-        the file lies in, "folder2" for the one above that.
+        "1", "2", … for the parts of the file name between separators; "folder1" for the folder in
+        which the file lies, "folder2" for the one above it, and so on.
     values : tuple of str
-        Its text in every file that has the usual form of name, in the order of the files.
+        Text of this part in each file whose name has the usual form, in the order of the files.
     known : float
-        Share of the values that name a class, in [0, 1].
+        Share of the files whose value names a class, in [0, 1].
     letters : bool
-        Whether `known` counts the letters before a running number, as in "ang03".
+        Whether `known` counts only the letters before a running number, as in "ang03".
     """
 
     name: str
@@ -57,31 +57,32 @@ class Field:
 
     @property
     def examples(self) -> str:
-        """The most frequent values, for people to read."""
+        """The most frequent values as text for the user."""
         counts = Counter(self.values)
         shown = ", ".join(repr(value) for value, _ in counts.most_common(4))
         return f"{shown}, … ({len(counts)} in all)" if len(counts) > 4 else shown
 
 
 def guess_class(code: str, mapping: Mapping[str, str] | None = None) -> str | None:
-    """Return the class that a code of a corpus surely means, or None.
+    """Return the class that a code of a corpus means, or None if it is not known.
 
-    Upper and lower case and spaces around the code do not matter.
+    Case and surrounding spaces do not matter.
 
     Parameters
     ----------
     code
-        Such as "Anger" or "hap".
+        Label of the corpus, such as "Anger" or "hap".
     mapping
-        What the user says; it goes before what is known.
+        Code to class as the user gives it; it takes precedence over the known words.
     """
-    said = {plain_text(key): value for key, value in (mapping or {}).items()}
+    given = {plain_text(key): value for key, value in (mapping or {}).items()}
     word = plain_text(code)
     known = word if word in labels.CLASSES else _CLASS_OF.get(re.sub(r"[\s-]+", "_", word))
-    return said.get(word, known)
+    return given.get(word, known)
 
 
 def plain_text(text: str) -> str:
+    """Return a text without surrounding spaces, in lower case, in Unicode's normal form NFC."""
     return unicodedata.normalize("NFC", text).strip().casefold()
 
 
@@ -93,34 +94,39 @@ def map_codes(
     Parameters
     ----------
     codes
-        Codes as they stand in the names or the table.
-    mapping, drop
-        What the user says of them; case and spaces around do not matter.
+        Codes as they stand in the names or in the table.
+    mapping
+        Code to class as the user gives it; case and surrounding spaces do not matter.
+    drop
+        Codes that the user does not want.
 
     Returns
     -------
     mapped : dict of str to str
         Code to class.
-    dropped, unknown : list of str
+    dropped : list of str
+        Codes that the user does not want.
+    unknown : list of str
+        Codes of which neither the user nor `WORDS` gives the class.
 
     Raises
     ------
     ValueError
-        If the user speaks of a code that does not occur.
+        If the user names a code that does not occur; the message gives the nearest one.
     """
-    left = {plain_text(code) for code in drop}
+    unwanted = {plain_text(code) for code in drop}
     absent = [
         code for code in (*mapping, *drop) if plain_text(code) not in set(map(plain_text, codes))
     ]
     if absent:
         raise ValueError(
             f"no clip has the label {absent[0]!r}.{naming.nearest(absent[0], codes)} "
-            f"Labels are {', '.join(map(repr, sorted(codes)))}"
+            f"Labels are {', '.join(map(repr, sorted(codes)))}: choose among them"
         )
     mapped, dropped, unknown = {}, [], []
     for code in sorted(codes):
         name = guess_class(code, mapping)
-        if plain_text(code) in left:
+        if plain_text(code) in unwanted:
             dropped.append(code)
         elif name is None:
             unknown.append(code)
@@ -130,16 +136,22 @@ def map_codes(
 
 
 def name_fields(files: Sequence[str], mapping: Mapping[str, str] | None = None) -> list[Field]:
-    """Split the paths of files into fields, and tell which of them name classes.
+    """Split the paths of files into fields, and count how often each field names a class.
 
-    Names count only in files of the most frequent form (the same folders and separators).
+    Only files whose name has the most frequent form (the same separators, at the same depth) are
+    split into the parts of their names.
 
     Parameters
     ----------
     files
         Posix paths below the folder of audio.
     mapping
-        Codes that the user gives a class.
+        Code to class as the user gives it.
+
+    Returns
+    -------
+    list of Field
+        Folders first, the outermost one at the beginning, then the parts of the name.
     """
     usual = _usual_form(files)
     depth = len(usual) - 1
@@ -150,7 +162,10 @@ def name_fields(files: Sequence[str], mapping: Mapping[str, str] | None = None) 
     return [_field(name, values, len(files), mapping) for name, values in fields]
 
 
-def _field(name: str, values: tuple[str, ...], files: int, mapping) -> Field:
+def _field(
+    name: str, values: tuple[str, ...], files: int, mapping: Mapping[str, str] | None
+) -> Field:
+    """Make a field; its share of known values is taken of this number of files."""
     whole = _count_known(values, mapping)
     heads = _count_known([re.sub(r"\d+$", "", value) for value in values], mapping)
     letters = heads > whole and not name.startswith("folder")
@@ -158,50 +173,63 @@ def _field(name: str, values: tuple[str, ...], files: int, mapping) -> Field:
 
 
 def _count_known(values: Sequence[str], mapping: Mapping[str, str] | None) -> int:
-    """How many values name a class; 0 if they name one class only."""
-    found = {value: guess_class(value, mapping) for value in set(values)}
-    if len(set(found.values()) - {None}) < 2:
+    """Count the values that name a class; 0 if all of these name the same class."""
+    classes = {value: guess_class(value, mapping) for value in set(values)}
+    if len(set(classes.values()) - {None}) < 2:
         return 0
-    return sum(found[value] is not None for value in values)
+    return sum(classes[value] is not None for value in values)
 
 
 def _name_parts(file: str) -> list[str]:
+    """Split the name of a file at its separators."""
     name = matching.without_extension(file).rpartition("/")[2]
     return re.findall(f"[^{_SEPARATORS}]+", name)
 
 
 def _form(file: str) -> tuple[str, ...]:
-    """Folders, then the separators of the name: two names of one form have the same fields."""
+    """Return the form of a path: files of equal form have the same fields.
+
+    It has one "/" per folder, then the name with "x" for each part between separators.
+    """
     *folders, name = matching.without_extension(file).split("/")
     return (*["/"] * len(folders), re.sub(f"[^{_SEPARATORS}]+", "x", name))
 
 
 def _usual_form(files: Sequence[str]) -> tuple[str, ...]:
+    """Return the most frequent form of the paths."""
     return Counter(map(_form, files)).most_common(1)[0][0]
 
 
 def emotion_field(fields: Sequence[Field], wanted: str | None = None) -> Field:
-    """Choose the field that gives the emotion: the one named, else the one with most known codes.
+    """Choose the field that gives the emotion.
+
+    Parameters
+    ----------
+    fields
+        From `name_fields`.
+    wanted
+        Name of the field; without it, the field with most known codes is chosen.
 
     Raises
     ------
     ValueError
-        If there is no such field, or none holds known codes; the message lists the fields.
+        If there is no such field, or known codes stand in less than half of the files in every
+        field; the message lists the fields.
     """
     if wanted is not None:
         return named_field(fields, wanted)
     best = max(fields, key=lambda field: field.known)
     if best.known < 0.5:
         raise ValueError(
-            "no part of the names, and no folder, gives a known emotion. Fields are "
-            f"{listed(fields)}. Name the field by --emotion FIELD and its codes by --map "
+            "a part of the file names or a folder must give a known emotion, but none does. Fields "
+            f"are {listed(fields)}. Name the field by --emotion FIELD and its codes by --map "
             "CODE=CLASS, give a regular expression by --pattern, or a table of labels by --table"
         )
     return best
 
 
 def named_field(fields: Sequence[Field], wanted: str) -> Field:
-    """Return the field of a name, such as "1" or "folder1".
+    """Return the field of this name, such as "1" or "folder1".
 
     Raises
     ------
@@ -212,16 +240,32 @@ def named_field(fields: Sequence[Field], wanted: str) -> Field:
         if field.name == wanted:
             return field
     hint = naming.nearest(wanted, [field.name for field in fields])
-    raise ValueError(f"the names have no field {wanted!r}.{hint} They have {listed(fields)}")
+    raise ValueError(
+        f"the names have no field {wanted!r}.{hint} They have {listed(fields)}: choose among these"
+    )
 
 
 def listed(fields: Sequence[Field]) -> str:
+    """List the fields and their most frequent values as text for the user."""
     return "; ".join(f"{field.name}: {field.examples}" for field in fields)
 
 
 def speaker_fields(fields: Sequence[Field], emotion: Field) -> list[str]:
-    """Names of the fields that look like a speaker, the likeliest first; only a proposal."""
-    likely = []
+    """Propose fields that may give the speaker.
+
+    Parameters
+    ----------
+    fields
+        From `name_fields`.
+    emotion
+        The field that gives the emotion.
+
+    Returns
+    -------
+    list of str
+        Names of the fields, the likeliest first; empty if none looks like a speaker.
+    """
+    likely: list[str] = []
     for field in fields:
         counts = Counter(field.values)
         if field is emotion or not 2 <= len(counts) <= len(field.values) / 2:
@@ -234,16 +278,21 @@ def speaker_fields(fields: Sequence[Field], emotion: Field) -> list[str]:
 
 
 def make_pattern(files: Sequence[str], emotion: Field, speaker: str | None) -> str:
-    """Write the regular expression that names emotion and speaker by their fields.
+    """Write the regular expression that finds emotion and speaker in the paths of files.
 
     Parameters
     ----------
     files
         Posix paths below the folder of audio.
     emotion
-        The field of the emotion.
+        The field that gives the emotion.
     speaker
-        Name of the speaker's field; None if one person speaks everything.
+        Name of the field that gives the speaker; None if one person speaks everything.
+
+    Returns
+    -------
+    str
+        With a group `emotion` and, unless `speaker` is None, a group `speaker`.
     """
     *folders, name = _usual_form(files)
     names = [matching.without_extension(file).rpartition("/")[2] for file in files]
@@ -252,6 +301,7 @@ def make_pattern(files: Sequence[str], emotion: Field, speaker: str | None) -> s
     part = f"[^/{re.escape(separators)}]+"
 
     def group(field: str, plain: str) -> str:
+        """Put the expression of a field into a named group if it is the emotion or the speaker."""
         if field == emotion.name:
             return r"(?P<emotion>[^\W\d_]+)\d+" if emotion.letters else f"(?P<emotion>{plain})"
         return f"(?P<speaker>{plain})" if field == speaker else plain
@@ -265,5 +315,5 @@ def make_pattern(files: Sequence[str], emotion: Field, speaker: str | None) -> s
     used = [i for i, level in enumerate(levels) if level in (emotion.name, speaker)]
     first = 0 if not unique else min(used, default=len(levels))
     if not {emotion.name, speaker} & set(map(str, range(1, len(name) + 1))):
-        tail = "[^/]+"  # only folders tell anything, so a file may have any name
+        tail = "[^/]+"  # both stand in folders, so a file may have any name
     return "".join(group(level, "[^/]+") + "/" for level in levels[first:]) + tail

@@ -1,8 +1,8 @@
-"""A task folder from recordings that lie somewhere, labelled by their names or by a table.
+"""Make a task folder from recordings that are labelled by their names or by a table.
 
-`from_names` and `from_table` each turn a folder of audio into `Clips`; `write` makes the task
-folder of them, after the same check that `metaser tasks check` does. What cannot be known from the
-recordings (language, licence, consent, who speaks) is asked for, never guessed.
+`from_names` and `from_table` each turn a folder of audio into `Clips`. `write` makes the task
+folder from them, after the same check as `metaser tasks check`. What the recordings do not show
+(language, licence, consent, who speaks) must be given: it is never guessed.
 """
 
 import os
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -31,12 +32,16 @@ COLUMNS = {
     "speaker": ("speaker", "speaker_id", "spk", "spk_id", "actor", "subject", "participant"),
     "text": ("text", "text_id", "sentence", "transcript", "transcription", "statement"),
 }
-"""What tables call the columns; the first that is there is taken."""
+"""Usual names of the columns of tables; the first one present is used."""
 
 ONE_SPEAKER = "one"
+"""Name of the speaker where one person speaks all clips."""
+
 LABELS = "labels.csv"
+"""Name of the table of labels in a task folder."""
+
 NAME = re.compile(r"[\w-]+")
-"""What a task folder may be called."""
+"""Valid names of a task folder."""
 
 
 @dataclass(frozen=True)
@@ -48,23 +53,23 @@ class Clips:
     folder : pathlib.Path
         The folder of audio.
     table : pandas.DataFrame
-        One row a clip: `file` (posix path below `folder`), `emotion` (the corpus's own code),
+        One row per clip: `file` (posix path below `folder`), `emotion` (the corpus's own code),
         `speaker`, and `text` where that is known.
     section : dict
-        The [files] section of task.toml that gives this table; empty for a table of labels.
+        The [files] section of task.toml that yields this table; empty for a table of labels.
     rest : tuple of str
-        Audio files below `folder` that are no clip by pattern or table.
+        Audio files below `folder` that are no clip according to the pattern or the table.
     """
 
     folder: Path
     table: pd.DataFrame
-    section: dict
+    section: dict[str, str]
     rest: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What only the person who made the recordings knows.
+    """Facts that only the person who made the recordings knows.
 
     Attributes
     ----------
@@ -72,9 +77,11 @@ class Facts:
         Name of the task folder, `<language>_<corpus>`.
     language : str
         ISO 639 code.
-    corpus, licence, consent, homepage, reference : str
-        Free text; `consent` says what the speakers agreed to, or on what terms the recordings are
-        used, and goes into the README.
+    corpus, licence, homepage, reference : str
+        Free text for task.toml.
+    consent : str
+        What the speakers agreed to, or the terms on which the recordings are used; free text for
+        the README.
     """
 
     name: str
@@ -94,26 +101,28 @@ def find_audio(folder: Path) -> list[str]:
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If it holds no audio; the message says what it holds instead.
+        If it holds no audio; the message says which files it holds instead.
     """
     files = [path.relative_to(folder).as_posix() for path in audio.find(folder)]
     if files:
         return files
     others = sorted({path.suffix.lower() or "no extension" for path in _other_files(folder)})
-    held = f"it holds files of the kinds {', '.join(others)}" if others else "it is empty"
+    content = f"holds files of the kinds {', '.join(others)}" if others else "is empty"
     raise ValueError(
-        f"{folder} holds no audio file that MetaSER reads ({', '.join(audio.EXTENSIONS)}); {held}. "
-        "Convert video and other sound first, for example by `ffmpeg -i clip.mp4 clip.wav`"
+        f"{folder} must hold audio files that MetaSER reads ({', '.join(audio.EXTENSIONS)}), but "
+        f"it {content}: convert video and other sound first, for example by "
+        "`ffmpeg -i clip.mp4 clip.wav`"
     )
 
 
 def _other_files(folder: Path) -> list[Path]:
+    """List the files below a folder that are no audio."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return [path for path in paths if path.suffix.lower() not in audio.EXTENSIONS]
 
 
 def from_names(folder: Path, files: Sequence[str], pattern: str, one_speaker: bool) -> Clips:
-    """Find the clips that a regular expression matches.
+    """Find the clips whose paths a regular expression matches.
 
     Parameters
     ----------
@@ -122,8 +131,10 @@ def from_names(folder: Path, files: Sequence[str], pattern: str, one_speaker: bo
     files
         Posix paths below it.
     pattern
-        With a group `emotion` and, unless one person speaks everything, a group `speaker`; it is
-        matched against the end of the path without extension.
+        Regular expression with a group `emotion` and, unless one person speaks everything, a group
+        `speaker`. It is matched against the end of the path without extension.
+    one_speaker
+        Whether one person speaks all clips.
 
     Raises
     ------
@@ -132,32 +143,49 @@ def from_names(folder: Path, files: Sequence[str], pattern: str, one_speaker: bo
     """
     section = {"pattern": pattern} | ({"speaker": ONE_SPEAKER} if one_speaker else {})
     describe = name_reader(section)
-    found = {file: describe(without_extension(file)) for file in files}
-    rows = [{"file": file, **row} for file, row in found.items() if row is not None]
+    described = {file: describe(without_extension(file)) for file in files}
+    rows = [{"file": file, **row} for file, row in described.items() if row is not None]
     if not rows:
-        raise ValueError(f"the pattern {pattern!r} matches none of {len(files)} files: {files[0]}")
+        raise ValueError(
+            f"the pattern {pattern!r} matches none of {len(files)} files, for example not "
+            f"{files[0]}: correct the pattern"
+        )
     table = pd.DataFrame(rows)
     if one_speaker:
         table["speaker"] = ONE_SPEAKER
-    rest = tuple(file for file, row in found.items() if row is None)
+    rest = tuple(file for file, row in described.items() if row is None)
     columns = ["file", "speaker", "emotion", *(["text"] if "text" in table else [])]
     return Clips(folder, table[columns], section, rest)
 
 
 def find_column(table: pd.DataFrame, what: str, wanted: str | None = None) -> str | None:
-    """Return the column that is wanted, or has one of the usual names; None without either.
+    """Find the column of a table that holds a certain kind of value.
+
+    Parameters
+    ----------
+    table
+        Table of labels.
+    what
+        Kind of value, a key of `COLUMNS`.
+    wanted
+        Name of the column; without it, the usual names in `COLUMNS` are looked for.
+
+    Returns
+    -------
+    str or None
+        Name of the column; None if no column has a usual name.
 
     Raises
     ------
     ValueError
-        If there is no column of the name wanted; the nearest is named.
+        If there is no column with the wanted name; the message gives the nearest one.
     """
     columns = list(table.columns)
     if wanted is not None:
         if wanted not in columns:
             raise ValueError(
                 f"the table has no column {wanted!r}.{nearest(wanted, columns)} It has "
-                f"{', '.join(columns)}"
+                f"{', '.join(columns)}: choose among these"
             )
         return wanted
     plain = {plain_text(column).replace(" ", "_"): column for column in columns}
@@ -180,17 +208,19 @@ def from_table(
     files
         Posix paths below it.
     table
-        One row a clip; a file is named by its whole path or the end of it, with or without
+        One row per clip. A file is named by its whole path or by the end of it, with or without
         extension.
     columns
-        Column of the file, the emotion and, unless `one_speaker`, the speaker; see `find_column`.
-        "text" is optional.
+        Names of the columns for "file", "emotion" and, unless `one_speaker`, "speaker"; see
+        `find_column`. "text" is optional.
+    one_speaker
+        Whether one person speaks all clips.
 
     Raises
     ------
     ValueError
-        If a column is missing, or the table names a file that is not there, is no audio, is not
-        the only one of that name, or has two labels.
+        If a column is missing, the table gives a file two different labels, or it names a file
+        that does not exist, is no audio, or shares its name with another.
     """
     needed = ["file", "emotion"] + ["speaker"] * (not one_speaker)
     for what in needed:
@@ -201,22 +231,22 @@ def from_table(
             more = ", or say --one-speaker" if what == "speaker" else ""
             raise ValueError(
                 f"the table has no column that is known to be the {what}.{hint} It has "
-                f"{', '.join(table.columns)}; name it by --{what} COLUMN{more}"
+                f"{', '.join(table.columns)}: name it by --{what} COLUMN{more}"
             )
-    kept = {what: column for what, column in columns.items() if column is not None}
+    used = {what: column for what, column in columns.items() if column is not None}
     if one_speaker:
-        kept.pop("speaker", None)
-    rows = table[list(kept.values())].set_axis(list(kept), axis=1)
+        used.pop("speaker", None)
+    rows = table[list(used.values())].set_axis(list(used), axis=1)
     rows = rows.assign(file=_resolve(folder, files, list(rows["file"]))).drop_duplicates()
     twice = rows[rows["file"].duplicated(keep=False)].sort_values("file")
     if len(twice):
         first = twice[twice["file"] == twice["file"].iloc[0]]
-        said = " and ".join(
+        descriptions = " and ".join(
             ", ".join(map(repr, row)) for row in first.drop(columns="file").values.tolist()
         )
         raise ValueError(
             f"the table describes {twice['file'].nunique()} files twice, differently, for example "
-            f"{first['file'].iloc[0]}: {said}. Keep one row a clip"
+            f"{first['file'].iloc[0]} by {descriptions}: keep one row per clip"
         )
     if one_speaker:
         rows["speaker"] = ONE_SPEAKER
@@ -236,39 +266,46 @@ def _resolve(folder: Path, files: Sequence[str], named: Sequence[str]) -> list[s
         for i in range(len(parts)):
             ends.setdefault("/".join(parts[i:]), []).append(file)
     root = unicodedata.normalize("NFC", folder.as_posix())
-    found, missing = [], []
+    resolved: list[str] = []
+    missing: list[str] = []
     for entry in named:
         name = unicodedata.normalize("NFC", entry.replace("\\", "/")).removeprefix("./")
         name = name.removeprefix(f"{root}/")
-        meant = [name] if name in files else ends.get(without_extension(name), [])
-        if len(meant) > 1:
+        candidates = [name] if name in files else ends.get(without_extension(name), [])
+        if len(candidates) > 1:
             raise ValueError(
-                f"the table names {entry!r}, which may be {' or '.join(meant[:3])}: write the path "
-                "with its folder"
+                f"the table must name one file per row, not {entry!r}, which may be "
+                f"{' or '.join(candidates[:3])}: write the path with its folder"
             )
-        found += meant
-        missing += [] if meant else [entry]
+        resolved += candidates
+        missing += [] if candidates else [entry]
     if missing:
-        other = (folder / missing[0]).is_file()
         why = (
-            f" It is there, but no audio that MetaSER reads ({', '.join(audio.EXTENSIONS)})"
-            if other
+            f" It exists, but is no audio that MetaSER reads ({', '.join(audio.EXTENSIONS)})."
+            if (folder / missing[0]).is_file()
             else nearest(missing[0], files)
         )
         raise ValueError(
             f"the table names {len(missing)} files that are not below {folder}, for example "
             f"{missing[0]!r}.{why} Correct the table, or remove these rows"
         )
-    return found
+    return resolved
 
 
 def same_audio(clips: Clips, jobs: int | None = None) -> list[list[str]]:
     """Find the clips that hold the same audio under several names.
 
+    Parameters
+    ----------
+    clips
+        From `from_names` or `from_table`.
+    jobs
+        Threads that decode; by default one per core.
+
     Returns
     -------
     list of list of str
-        Names without extension, as [duplicates] wants them.
+        Groups of names without extension, as the [duplicates] section holds them.
 
     Raises
     ------
@@ -282,22 +319,23 @@ def same_audio(clips: Clips, jobs: int | None = None) -> list[list[str]]:
     broken = [message for content, message in digests if not content]
     if broken:
         raise ValueError(
-            f"{len(broken)} files cannot be used: {'; '.join(broken[:5])}. Repair or remove them"
+            f"{len(broken)} files cannot be used ({'; '.join(broken[:5])}): repair or remove them"
         )
     groups = clips.table.groupby([content for content, _ in digests])
     same = [group for _, group in groups if len(group) > 1]
     for group in same:
         if group["emotion"].nunique() > 1 or group["speaker"].nunique() > 1:
-            said = " and ".join(
+            names = " and ".join(
                 f"{row.file} ({row.emotion}, speaker {row.speaker})" for row in group.itertuples()
             )
             raise ValueError(
-                f"the same audio has two labels: {said}. Keep the right one, remove the other"
+                f"the same audio has two labels: {names}. Keep the right one, remove the other"
             )
     return sorted([without_extension(file) for file in group["file"]] for group in same)
 
 
 def _digest(path: Path) -> tuple[str, str]:
+    """Return the hash of a file's audio and "", or "" and why it cannot be decoded."""
     try:
         return audio.content_hash(path), ""
     except audio.AudioError as error:
@@ -311,54 +349,62 @@ def write(
     drop: Collection[str],
     into: Path,
     data: Path,
+    *,
     new: Collection[str] = (),
     ignore_rest: bool = False,
 ) -> tuple[Path, Check]:
-    """Write the task folder, if `metaser tasks check` finds nothing wrong with it.
+    """Write the task folder, if `metaser tasks check` finds no problem with it.
 
     Parameters
     ----------
     facts
-        What the user says.
+        What the user states about the recordings.
     clips
         From `from_names` or `from_table`.
-    mapping, drop
-        Codes to classes, and codes to leave out.
-    new
-        Classes of the corpus's own, beside those of `labels.CLASSES`.
+    mapping
+        Code of an emotion to its class.
+    drop
+        Codes to leave out.
     into
-        Folder that gets the task folder.
+        Folder in which the task folder is made.
     data
-        Data root: a folder above the clips'.
+        Data root: a folder above the clips' folder.
+    new
+        Classes of this corpus that `labels.CLASSES` lacks.
     ignore_rest
-        Leave out audio files that are no clip, and say so in task.toml.
+        Whether to leave out audio files that are no clip, and to list them in task.toml.
 
     Returns
     -------
     folder : pathlib.Path
+        The task folder.
     check : Check
-        With the notes on the clips.
+        Result of the check, with notes on the clips.
 
     Raises
     ------
     FileExistsError
-        If the folder, or a task of that name, is there.
+        If the folder, or a task of that name, exists already.
     ValueError
-        If something is wrong; nothing is written then.
+        If the check finds a problem, or some files are no clip; nothing is written then.
     """
     folder = into / facts.name
     if folder.exists() or facts.name in list_tasks():
-        raise FileExistsError(f"a task {facts.name} is there already; choose another name")
+        raise FileExistsError(
+            f"the task must have a new name, but a task {facts.name} is there already: choose "
+            "another name"
+        )
     if clips.rest and not ignore_rest:
         raise ValueError(
             f"{len(clips.rest)} audio files are no clip by the names or the table, for example "
             f"{', '.join(clips.rest[:3])}: move them away, label them, or say --ignore-rest"
         )
     audio_name = clips.folder.relative_to(data).as_posix()
-    document = _document(facts, clips, mapping, drop, new, audio_name, same_audio(clips))
+    same = same_audio(clips)
+    document = _document(facts, clips, mapping, drop, new=new, audio_name=audio_name, same=same)
     into.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=into, prefix=".new-") as made:
-        part = Path(made, facts.name)
+    with tempfile.TemporaryDirectory(dir=into, prefix=".new-") as temporary:
+        part = Path(temporary, facts.name)
         part.mkdir()
         _write_folder(part, document, facts, clips)
         task = read_task(part, data=data, strict=False)
@@ -369,10 +415,19 @@ def write(
     return folder, check
 
 
-def _document(facts, clips: Clips, mapping, drop, new, audio_name: str, same) -> dict:
-    """The content of task.toml."""
+def _document(
+    facts: Facts,
+    clips: Clips,
+    mapping: Mapping[str, str],
+    drop: Collection[str],
+    *,
+    new: Collection[str],
+    audio_name: str,
+    same: list[list[str]],
+) -> dict[str, Any]:
+    """Return the content of task.toml."""
     table = clips.table
-    document = {
+    document: dict[str, Any] = {
         "language": facts.language,
         "corpus": facts.corpus,
         "audio": audio_name,
@@ -387,12 +442,15 @@ def _document(facts, clips: Clips, mapping, drop, new, audio_name: str, same) ->
     if clips.section:
         document["files"] = clips.section | ignore
     else:
-        given = [column for column in table if not (column == "speaker" and _is_one(table))]
-        one = {"speaker": ONE_SPEAKER} if _is_one(table) else {}
-        columns = {column: column for column in given}
+        columns = {
+            column: column
+            for column in table
+            if not (column == "speaker" and _is_one_speaker(table))
+        }
+        one = {"speaker": ONE_SPEAKER} if _is_one_speaker(table) else {}
         document["table"] = {"file": LABELS, "place": "task", **one, **ignore, "columns": columns}
-    own = {key: sorted(value) for key, value in {"drop": drop, "new": new}.items() if value}
-    document["emotion"] = dict(mapping) | own
+    lists = {key: sorted(value) for key, value in {"drop": drop, "new": new}.items() if value}
+    document["emotion"] = dict(mapping) | lists
     if same:
         document["duplicates"] = {"files": same}
     used = table[table["emotion"].isin(list(mapping))].drop_duplicates("emotion")
@@ -403,11 +461,13 @@ def _document(facts, clips: Clips, mapping, drop, new, audio_name: str, same) ->
     return document
 
 
-def _is_one(table: pd.DataFrame) -> bool:
+def _is_one_speaker(table: pd.DataFrame) -> bool:
+    """Return whether one person speaks all clips."""
     return set(table["speaker"]) == {ONE_SPEAKER}
 
 
-def _write_folder(folder: Path, document: dict, facts: Facts, clips: Clips) -> None:
+def _write_folder(folder: Path, document: dict[str, Any], facts: Facts, clips: Clips) -> None:
+    """Write task.toml, README.md and, where names do not give the labels, the table of labels."""
     import tomli_w
 
     text = "# Made by `metaser tasks new`. Raise version whenever a line below changes results.\n"
@@ -418,18 +478,19 @@ def _write_folder(folder: Path, document: dict, facts: Facts, clips: Clips) -> N
     (folder / "README.md").write_text(_readme(document, facts, clips), encoding="utf-8")
 
 
-def _readme(document: dict, facts: Facts, clips: Clips) -> str:
+def _readme(document: dict[str, Any], facts: Facts, clips: Clips) -> str:
+    """Return the text of README.md."""
     counts = Counter(document["emotion"].get(code) for code in clips.table["emotion"])
     classes = ", ".join(f"{name} {count}" for name, count in counts.items() if name)
-    one = (
-        "One person speaks all clips. Scores then tell how well this one voice is recognised, and "
+    speakers = (
+        "One person speaks all clips. Scores then say how well this one voice is recognised, and "
         "nothing about other people."
-        if _is_one(clips.table)
+        if _is_one_speaker(clips.table)
         else f"{document['speakers']} speakers."
     )
     return f"""# {facts.corpus} ({language_name(facts.language)})
 
-{len(clips.table)} clips. {one}
+{len(clips.table)} clips. {speakers}
 
 - **Obtain**: {facts.homepage}; put the audio into `{document["audio"]}/` below the data root.
 - **Licence**: {facts.licence}

@@ -1,4 +1,4 @@
-"""From the files below an audio folder to the table of a task's clips."""
+"""Build the table of a task's clips from the files below its audio folder."""
 
 import os
 import re
@@ -37,23 +37,49 @@ from metaser.tasks.schema import (
 )
 
 
-def by_name(source: Files):
+def by_name(source: Files) -> Callable[[str], dict[str, str] | None]:
+    """Return a function that describes a clip by its file name.
+
+    Parameters
+    ----------
+    source
+        The [files] section of task.toml.
+
+    Returns
+    -------
+    callable
+        It takes a path without extension and returns the named groups of the pattern, and as `name`
+        the part of the path that the pattern matches; None where the pattern does not match.
+    """
     pattern = compile_pattern(source.pattern)
 
     def describe(stem: str) -> dict[str, str] | None:
         match = match_end(pattern, stem)
-        return match and {"name": match.group(), **match.groupdict(default="")}
+        return None if match is None else {"name": match.group(), **match.groupdict(default="")}
 
     return describe
 
 
 def find_files(facts: TaskFile, place: Path) -> tuple[list[str], int]:
-    """Return the audio files below `place`, as posix paths, and how many are ignored."""
+    """Find the audio files below a folder.
+
+    Returns
+    -------
+    files : list of str
+        Posix paths below `place`, without the ignored files.
+    ignored : int
+        Number of files that the ignore list of task.toml matches.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no audio file.
+    """
     files = [path.relative_to(place).as_posix() for path in audio.find(place)]
     if not files:
         raise ValueError(
-            f"the folder holds no audio file (known are {', '.join(audio.EXTENSIONS)}); obtain the "
-            f"corpus from {facts.homepage}"
+            f"the folder must hold audio files ({', '.join(audio.EXTENSIONS)}), but holds no audio "
+            f"file: obtain the corpus from {facts.homepage}"
         )
     globs = [
         re.compile(".*".join(re.escape(part) for part in glob.split("*")))
@@ -64,15 +90,37 @@ def find_files(facts: TaskFile, place: Path) -> tuple[list[str], int]:
 
 
 def table_place(facts: TaskFile, folder: Path, audio_folder: Path | None) -> Path | None:
-    """Return the folder below which the table of labels lies."""
+    """Return the folder below which the table of labels lies: the task's or the audio's."""
     return folder if facts.table and facts.table.place == "task" else audio_folder
 
 
 def describe_files(
     facts: TaskFile, place: Path | None, files: Sequence[str]
 ) -> tuple[pd.DataFrame, list[str]]:
-    """Return one row a clip (file, name, code, speaker, groups) and the unmatched files."""
-    describe = by_name(facts.files) if facts.files else by_table(table_rows(facts.table, place))
+    """Describe the clips among the audio files by their names or by a table.
+
+    Parameters
+    ----------
+    facts
+        Content of task.toml.
+    place
+        Folder of the table of labels, see `table_place`; needed only where the task has one.
+    files
+        Posix paths of the audio files.
+
+    Returns
+    -------
+    clips : pandas.DataFrame
+        One row per clip, all values as text: file, name, code (of the emotion), speaker, and the
+        other named groups or columns.
+    unmatched : list of str
+        Files that are no clip.
+    """
+    if facts.files:
+        describe = by_name(facts.files)
+    else:
+        assert facts.table and place  # task.toml has one of [files] and [table]
+        describe = by_table(table_rows(facts.table, place))
     rows, unmatched = [], []
     for file in files:
         row = describe(without_extension(file))
@@ -87,12 +135,22 @@ def describe_files(
 
 
 def name_reader(section: Mapping[str, Any]) -> Callable[[str], dict[str, str] | None]:
-    """Return the function that reads a path without extension as a [files] section says.
+    """Return a function that describes a clip by its file name.
+
+    Parameters
+    ----------
+    section
+        Keys and values of a [files] section.
+
+    Returns
+    -------
+    callable
+        As from `by_name`.
 
     Raises
     ------
     ValueError
-        If the section is not valid, as in `read_facts`.
+        If the section is not valid; the message is that of `read_facts`.
     """
     try:
         return by_name(Files.model_validate(dict(section)))
@@ -101,7 +159,22 @@ def name_reader(section: Mapping[str, Any]) -> Callable[[str], dict[str, str] | 
 
 
 def columns_beside(facts: TaskFile, place: Path, files: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of transcripts and videos, where the task folder declares them."""
+    """Return the columns for transcripts and videos, as far as task.toml declares them.
+
+    Parameters
+    ----------
+    facts
+        Content of task.toml.
+    place
+        Folder of the audio.
+    files
+        Posix paths of the clips below `place`.
+
+    Returns
+    -------
+    dict of str to list of str
+        `transcript` and `video`, one value per clip; "" where a clip has none.
+    """
     columns = {}
     if facts.transcripts:
         columns["transcript"] = of_clips(read_transcripts(facts.transcripts, place) or {}, files)[0]
@@ -111,73 +184,147 @@ def columns_beside(facts: TaskFile, place: Path, files: Sequence[str]) -> dict[s
 
 
 def find_videos(video: Video, place: Path) -> dict[str, str]:
-    """Paths below ``place`` of the video files, by their paths below their folder, bare."""
+    """Find the video files of a task.
+
+    Parameters
+    ----------
+    video
+        The [video] section of task.toml.
+    place
+        Folder of the audio.
+
+    Returns
+    -------
+    dict of str to str
+        Posix path relative to `place`, by the path below the folder of videos without extension.
+    """
     folder = place / video.folder
-    found = {}
+    videos = {}
     for path in sorted(folder.rglob(f"*{video.extension}")):
         name = path.relative_to(folder).as_posix().removesuffix(video.extension)
-        found[name] = Path(os.path.relpath(path, place)).as_posix()
-    return found
+        videos[name] = Path(os.path.relpath(path, place)).as_posix()
+    return videos
 
 
 def table_rows(source: Table, place: Path) -> Iterable[dict[str, str]]:
+    """Read the rows of a table of labels.
+
+    Parameters
+    ----------
+    source
+        The [table] section of task.toml.
+    place
+        Folder below which the table lies.
+
+    Yields
+    ------
+    dict of str to str
+        One row of the table: a value for each declared column, or for each named group of the
+        pattern of a line.
+
+    Raises
+    ------
+    ValueError
+        If there is no such table, or it lacks a column.
+    """
     paths = sorted(path for path in place.glob(source.file) if not path.name.startswith("."))
     if not paths:
         raise ValueError(
-            f"found no table {source.file!r} below {place}; the README says how to get it"
+            f"found no table {source.file!r} below {place}: the task's README says how to obtain it"
         )
     for path in paths:
-        if source.pattern is not None:
-            matches = map(compile_pattern(source.pattern).match, _lines(path))
-            yield from (match.groupdict(default="") for match in matches if match)
+        if source.columns is not None:
+            yield from read_columns(path, source.separator or ",", source.columns)
             continue
-        yield from read_columns(path, source.separator or ",", source.columns)
+        matches = map(compile_pattern(source.pattern or "").match, _lines(path))
+        yield from (match.groupdict(default="") for match in matches if match)
 
 
 def with_ratings(
     source: RatingsTable, folder: Path, place: Path, clips: pd.DataFrame
 ) -> pd.DataFrame:
-    """Add the columns of the table of ratings, empty where it does not name a clip."""
+    """Add the columns of a table of ratings to the table of clips.
+
+    Parameters
+    ----------
+    source
+        The [ratings_table] section of task.toml.
+    folder, place
+        Folder of the task and of the audio; the table is looked for in this order.
+    clips
+        As `describe_files` returns them.
+
+    Returns
+    -------
+    pandas.DataFrame
+        `clips` with one more column of text per rating, "" where the table does not name a clip.
+
+    Raises
+    ------
+    ValueError
+        If there is no such table, it lacks a column, or it names none of the clips.
+    """
     paths = [base / source.file for base in (folder, place) if (base / source.file).is_file()]
     if not paths:
-        raise ValueError(f"found no table of ratings {source.file!r}, neither in {folder} nor here")
+        raise ValueError(
+            f"found no table of ratings {source.file!r}, neither in {folder} nor in {place}: put "
+            "it into one of them"
+        )
     describe = by_table(read_columns(paths[0], source.separator or ",", source.columns))
     rows = [describe(without_extension(file)) or {} for file in clips["file"]]
     if not any(rows):
         first = clips["file"].iloc[0]
-        raise ValueError(f"{paths[0].name} names none of the clips, for example not {first}")
+        raise ValueError(
+            f"{paths[0].name} must name the clips, but names none of the clips, for example not "
+            f"{first}: correct its column of files"
+        )
     names = [name for name in source.columns if name != "file"]
     return clips.assign(**{name: [row.get(name, "") for row in rows] for name in names})
 
 
 def _lines(path: Path) -> list[str]:
+    """Read the lines of a text file; bytes that are not UTF-8 are replaced."""
     return path.read_text("utf-8-sig", errors="replace").splitlines()
 
 
 def problems_of(facts: TaskFile, clips: pd.DataFrame, unmatched: Sequence[str]) -> list[str]:
-    """Say what makes the clips found unusable."""
+    """Say in sentences why the clips of a task cannot be used as they are.
+
+    Parameters
+    ----------
+    facts
+        Content of task.toml.
+    clips, unmatched
+        As `describe_files` returns them.
+
+    Returns
+    -------
+    list of str
+        One sentence per problem: no clips, clips that occur twice, more clips or speakers than
+        declared, codes of emotions that are neither mapped nor dropped.
+    """
     if not len(clips):
         first = f", for example {unmatched[0]}" if unmatched else ""
         expected = next(iter(facts.examples), "that the pattern matches")
         sentence = f"none of {len(unmatched)} audio files has the name of a clip{first}"
         return [f"{sentence}; expected names such as {expected}"]
     problems = []
-    again = clips[clips["name"].duplicated(keep=False)].sort_values(["name", "file"])
-    if len(again):
+    copies = clips[clips["name"].duplicated(keep=False)].sort_values(["name", "file"])
+    if len(copies):
         problems.append(
-            f"{again['name'].nunique()} clips are there more than once, for example "
-            f"{' and '.join(again['file'][:2])}: is the corpus unpacked twice? Keep one copy, or "
-            "let the pattern begin with the folder that tells them apart"
+            f"{copies['name'].nunique()} clips occur more than once, for example "
+            f"{' and '.join(copies['file'][:2])}: was the corpus unpacked twice? Keep one copy, or "
+            "let the pattern begin with the folder in which they differ"
         )
     speakers = clips["speaker"].nunique()
     if len(clips) > facts.utterances:
         problems.append(
-            f"found {len(clips)} clips, more than the {facts.utterances} declared; correct "
-            "utterances in task.toml, or remove what is not of this corpus"
+            f"found {len(clips)} clips, more than the {facts.utterances} declared: correct "
+            "utterances in task.toml, or remove the files that do not belong to this corpus"
         )
     if speakers > facts.speakers:
         problems.append(
-            f"found {speakers} speakers, more than the {facts.speakers} declared; correct speakers "
+            f"found {speakers} speakers, more than the {facts.speakers} declared: correct speakers "
             "in task.toml, or the pattern"
         )
     mapping, drop = facts.emotion.mapping, facts.emotion.drop
@@ -186,7 +333,25 @@ def problems_of(facts: TaskFile, clips: pd.DataFrame, unmatched: Sequence[str]) 
 
 
 def make_table(facts: TaskFile, clips: pd.DataFrame) -> dict[str, Any]:
-    """Return the table of usable clips, what was left out, and the duplicates present."""
+    """Turn the described clips into the table of a task.
+
+    Parameters
+    ----------
+    facts
+        Content of task.toml.
+    clips
+        As `describe_files` returns them, with ratings where there are any; columns are added.
+
+    Returns
+    -------
+    dict
+        Values of the attributes `table`, `left_out`, `dropped` and `duplicates` of a `Task`.
+
+    Raises
+    ------
+    LabelError
+        If a rating is not a number or lies outside its scale.
+    """
     clips["emotion"] = [facts.emotion.mapping.get(code) for code in clips["code"]]
     clips["unit"], clips["clique"], present = _units(clips, facts.duplicates)
     for name, (low, high) in facts.ratings.items():
@@ -204,20 +369,20 @@ def make_table(facts: TaskFile, clips: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _numbers(clips: pd.DataFrame, name: str) -> np.ndarray:
-    """Ratings as numbers, NaN where a clip has none."""
+def _numbers(clips: pd.DataFrame, name: str) -> list[float]:
+    """Return one rating per clip as a number, NaN where a clip has none."""
     numbers = pd.to_numeric(clips[name], errors="coerce")
     words = clips[numbers.isna() & ~clips[name].str.strip().str.lower().isin(["", "nan"])]
     if len(words):
         raise labels.LabelError(
-            f"the rating {name} of {words['file'].iloc[0]} is {words[name].iloc[0]!r}; expected a "
-            "number, or nothing where a clip is not rated"
+            f"the rating {name} of {words['file'].iloc[0]} must be a number, or empty where the "
+            f"clip is not rated, not {words[name].iloc[0]!r}: correct the table"
         )
-    return numbers.to_numpy(float)
+    return numbers.to_numpy(float).tolist()
 
 
 def _units(clips: pd.DataFrame, declared: Duplicates) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return unit and clique of every clip, and how many declared groups are present."""
+    """Return the unit and the clique of each clip, and how many declared groups are present."""
     speakers = clips.groupby("speaker").indices
     alike = [list(places) for places in speakers.values()]
     joined = [[speakers[name] for name in group if name in speakers] for group in declared.speakers]
@@ -239,7 +404,7 @@ def _units(clips: pd.DataFrame, declared: Duplicates) -> tuple[np.ndarray, np.nd
 
 
 def _components(count: int, groups: Sequence[Sequence[int]]) -> np.ndarray:
-    """Number the connected components of clips of which each group is joined."""
+    """Join the clips of each group, and return the number of each clip's connected component."""
     pairs = [(group[0], other) for group in groups for other in group[1:]]
     rows, columns = np.array(pairs, dtype=int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(count, count))

@@ -101,9 +101,9 @@ def test_a_sound_corpus_has_no_complaints(judged):
 @pytest.mark.parametrize(
     "rows, words",
     [
-        (table(BALANCED[0], ["a"] * 24), "one speaker: scores tell how well this voice"),
+        (table(BALANCED[0], ["a"] * 24), "one speaker: scores say how well this voice"),
         (table(["angry"] * 12 + ["sad"] * 12, BALANCED[1]), "6 of 6 speakers show one emotion"),
-        (table(*BALANCED, text=["hey", "oh"] * 12), "the text tells the label: 24 of 24"),
+        (table(*BALANCED, text=["hey", "oh"] * 12), "the text gives the label away: 24 of 24"),
         (table(["angry"] * 23 + ["sad"], BALANCED[1]), "class sad has one clip"),
         (table((["angry"] * 5 + ["sad"]) * 4, BALANCED[1]), "angry has 5 times the clips of sad"),
     ],
