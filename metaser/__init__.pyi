@@ -32,13 +32,17 @@ from .frontends import FRONTENDS as FRONTENDS
 from .frontends import make_frontend as make_frontend
 from .losses import cross_entropy as cross_entropy
 from .methods import METHODS as METHODS
+from .metrics import ccc as concordance
 from .metrics import macro_f1 as macro_f1
 from .metrics import uar as uar
 from .model import Model as Model
 from .protocol import Protocol as Protocol
 from .protocol import TrainingPlan as TrainingPlan
 from .protocol import read_protocol as read_protocol
+from .report import episodes as score_table
 from .report import read_rows as read_rows
+from .report import write as write_report
+from .synthetic import generate as synthesise
 from .tasks import Task as Task
 from .tasks import check_task as check_task
 from .tasks import language_name as language_name
