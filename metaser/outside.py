@@ -208,20 +208,27 @@ def title_and_line(kind: Any) -> tuple[str, str]:
     """Return a title and a line of explanation from a class's docstring.
 
     The first line is the title, without its full stop, and the next paragraph's first sentence the
-    explanation. A docstring of one line explains, and the class's name is the title.
+    explanation. A docstring of one line may be ``Title: explanation``; else the line explains, and
+    the class's name is the title.
     """
     paragraphs = (inspect.getdoc(kind) or "").split("\n\n")
     first = " ".join(paragraphs[0].split()).rstrip(".")
     rest = " ".join(paragraphs[1].split()) if len(paragraphs) > 1 else ""
     if rest and not rest.startswith("Parameters -"):
         return first, rest.partition(". ")[0].rstrip(".")
-    return kind.__name__, first
+    title, colon, line = first.partition(": ")
+    return (title, line) if colon else (kind.__name__, first)
+
+
+def _find_modules_in(folder: Path) -> str:
+    """Have Python find modules in a folder, too, in this process and in those that it starts."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    return str(folder)
 
 
 def _import(place: str, name: str, what: str) -> types.ModuleType:
-    folder = str(Path.cwd())
-    if folder not in sys.path and "" not in sys.path:
-        sys.path.append(folder)  # for good: processes that are started later need it, too
+    folder = _find_modules_in(Path.cwd())
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -273,13 +280,11 @@ def _module(path: str, text: str, what: str) -> types.ModuleType:
     module.__loader__ = _Text(text)  # type: ignore[assignment]
     module.__spec__ = ModuleSpec(name, module.__loader__, origin=path)  # type: ignore[arg-type]
     sys.modules[name] = module
-    sys.path.insert(0, str(Path(path).parent))  # what it imports may lie next to it
+    _find_modules_in(Path(path).parent)  # what it imports may lie next to it
     try:
         exec(compile(text, path, "exec"), module.__dict__)
     except Exception as error:
         del sys.modules[name]
         raise ValueError(f"{path}, named for a {what}, cannot be run: {error!r}") from error
-    finally:
-        sys.path.remove(str(Path(path).parent))
     cloudpickle.register_pickle_by_value(module)  # other processes cannot import it
     return module

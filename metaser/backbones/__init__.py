@@ -1,5 +1,6 @@
 """Backbones: padded frames become an embedding. ``BACKBONES`` maps names to constructors."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from metaser.backbones.resnet18 import ResNet18
 from metaser.backbones.segment_sequence import SegmentSequence
 from metaser.batch import Padded
 from metaser.contracts import check_backbone, modalities_of
-from metaser.naming import construct
+from metaser.naming import check_arguments, construct
 from metaser.outside import lookup
 
 BACKBONES = {
@@ -147,22 +148,41 @@ def make_backbone(arguments: dict[str, Any], channels: int | dict[str, int]) -> 
     ModuleNotFoundError, FileNotFoundError
         If it comes from outside and is not there.
     """
+    check_backbone_arguments(arguments)
     arguments = dict(arguments)
-    name = arguments.pop("name", None)
+    name = arguments.pop("name")
     what = f"backbone {name!r}"
     make = backbone_class(name)
     if "name" in arguments.get("inner", {}):
         inner = dict(arguments.pop("inner"))
         arguments["backbone"] = partial(_inside, inner)
-    backbone = construct(make, arguments, what, channels)
     if not _is_plain(make):
-        return backbone
+        return construct(make, arguments, what, channels)
     if not isinstance(channels, int):
         raise ValueError(
             f"{what} takes vectors of the audio, so the setup must give the audio alone, not "
             f"{' and '.join(channels)}"
         )
-    return Plain(backbone, channels, str(name))
+    return Plain(construct(make, arguments, what, channels), channels, str(name))
+
+
+def check_backbone_arguments(arguments: dict[str, Any]) -> None:
+    """Refuse a wrong name or argument of a backbone, or of one inside it, without building it.
+
+    Raises
+    ------
+    ValueError, ModuleNotFoundError, FileNotFoundError
+        As in ``make_backbone``.
+    """
+    name = arguments.get("name")
+    make = backbone_class(name)
+    inner = arguments.get("inner", {})
+    hidden = {next(iter(inspect.signature(make).parameters))}  # the channels, whatever their name
+    if "name" in inner:
+        check_backbone_arguments(inner)
+        hidden |= {"inner", "backbone"}
+    given = {key: value for key, value in arguments.items() if key not in ("name", *hidden)}
+    check_arguments(make, given, f"backbone {name!r}", hidden=hidden)
 
 
 def backbone_class(name: object) -> Callable[..., nn.Module]:

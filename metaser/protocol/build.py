@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from metaser.backbones import BACKBONES, make_backbone, takes_modalities
+from metaser.backbones import (
+    BACKBONES,
+    check_backbone_arguments,
+    make_backbone,
+    takes_modalities,
+)
 from metaser.contracts import check_method, extracted, frontend_traits, method_traits
 from metaser.frontends import FAMILIES, is_learnable, make_frontend
 from metaser.methods import METHODS
@@ -82,7 +87,8 @@ def _frontend_key(modality: str) -> str:
 
 def _check_backbone(name: str, setup: Setup) -> None:
     """Refuse a backbone that is not there, and modalities that it does not take."""
-    backbone = setup.backbone.get("name")
+    check_backbone_arguments(setup.backbone)
+    backbone = setup.backbone["name"]
     takes = takes_modalities(backbone)
     needs = {modality for modality, needed in takes.items() if needed}
     given = set(setup.frontends)

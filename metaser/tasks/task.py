@@ -5,10 +5,13 @@ data root, how a clip's name (or a table) gives speaker and emotion, which class
 and which clips are the same recording. `read_task` turns it into a `Task` with one row a clip.
 """
 
+import functools
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,8 @@ from metaser.tasks.table import (
     table_place,
     with_ratings,
 )
+
+log = logging.getLogger(__name__)
 
 BUNDLED = bundled("tasks")
 """The task folders that come with MetaSER."""
@@ -138,8 +143,11 @@ def data_root(data: str | Path | None = None) -> Path | None:
     return root
 
 
-def list_tasks(folders: Iterable[str | Path] = ()) -> dict[str, Path]:
-    """List the task folders that come with MetaSER and those below further folders.
+def list_tasks(folders: str | Path | Iterable[str | Path] = ()) -> dict[str, Path]:
+    """List the task folders that come with MetaSER, those of installed packages, and further ones.
+
+    A task folder of one's own takes the place of one of the same name that comes with MetaSER or a
+    package; the log says so once.
 
     Parameters
     ----------
@@ -156,25 +164,47 @@ def list_tasks(folders: Iterable[str | Path] = ()) -> dict[str, Path]:
     FileNotFoundError
         If one of `folders` does not exist or holds no task folder.
     ValueError
-        If two task folders have the same name.
+        If two of `folders`, or two packages, have a task folder of the same name.
     """
-    found: dict[str, Path] = {}
-    for base in [BUNDLED, *map(Path, folders)]:
-        if not base.is_dir() and base is not BUNDLED:
+    several = [folders] if isinstance(folders, str | Path) else folders
+    installed = _by_task_name([BUNDLED, *_from_packages()])
+    given = _by_task_name(map(Path, several))
+    for name in sorted(given.keys() & installed.keys()):
+        if given[name] != installed[name]:
+            _say_replaced(name, given[name])
+    return dict(sorted((installed | given).items()))
+
+
+def _by_task_name(bases: Iterable[Path]) -> dict[str, Path]:
+    """Return the task folders below some folders by name."""
+    by_name: dict[str, Path] = {}
+    for base in bases:
+        if not base.is_dir() and base != BUNDLED:
             raise FileNotFoundError(f"the folder of tasks {base} does not exist")
         inside = [base] if (base / "task.toml").is_file() else sorted(base.glob("*/"))
         inside = [folder.resolve() for folder in inside if (folder / "task.toml").is_file()]
-        if not inside and base is not BUNDLED:
+        if not inside and base != BUNDLED:
             raise FileNotFoundError(
                 f"{base} holds no task folder; expected {base}/<language>_<corpus>/task.toml"
             )
         for folder in inside:
-            if found.setdefault(folder.name, folder) != folder:
+            if by_name.setdefault(folder.name, folder) != folder:
                 raise ValueError(
-                    f"two task folders are named {folder.name}: {found[folder.name]} and {folder}; "
-                    "rename one"
+                    f"two task folders are named {folder.name}: {by_name[folder.name]} and "
+                    f"{folder}; rename one"
                 )
-    return dict(sorted(found.items()))
+    return by_name
+
+
+def _from_packages() -> list[Path]:
+    """Return the folders of tasks that installed packages add by entry points."""
+    entries = entry_points(group="metaser.tasks")
+    return [Path(str(entry.load().__file__)).parent for entry in entries]
+
+
+@functools.cache
+def _say_replaced(name: str, folder: Path) -> None:
+    log.warning("the task %s is read from %s, not from the one that is installed", name, folder)
 
 
 def read_task(
