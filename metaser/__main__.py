@@ -2,4 +2,5 @@
 
 from metaser.cli import app
 
-app(prog_name="metaser")
+if __name__ == "__main__":
+    app(prog_name="metaser")

@@ -260,16 +260,15 @@ def frontend_traits(frontend: Any) -> FrontEndTraits:
     """Read the traits of a front end, or of its class."""
     kind = kind_of(frontend)
     is_class = inspect.isclass(kind)
-    held = {} if is_class else {"rate": getattr(kind, "rate", None)}
-    held |= {} if is_class else {"engine": getattr(kind, "engine", "")}
-    held |= {} if is_class else {"revision": getattr(extracted(kind), "revision", "")}
     return FrontEndTraits(
         modality=getattr(kind, "modality", "audio"),
         learnable=issubclass(kind if is_class else type(kind), nn.Module),
         libraries=tuple(getattr(kind, "LIBRARIES", ())),
         trained=bool(getattr(kind, "TRAINED", False)),
         as_is=bool(getattr(kind, "AS_IS", False)),
-        **held,
+        rate=None if is_class else getattr(kind, "rate", None),
+        engine="" if is_class else getattr(kind, "engine", ""),
+        revision="" if is_class else getattr(extracted(kind), "revision", ""),
     )
 
 

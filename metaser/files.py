@@ -42,8 +42,7 @@ class Places:
         jobs: int = 1,
     ) -> "Places":
         """Return the places that a user names by paths or texts, one folder or several."""
-        one = isinstance(folders, str | Path)
-        several = [folders] if one else folders or ()
+        several = [folders] if isinstance(folders, str | Path) else folders or ()
         return cls(
             data=None if data is None else Path(data),
             folders=tuple(Path(folder) for folder in several),

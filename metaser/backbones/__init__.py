@@ -24,7 +24,7 @@ from metaser.contracts import check_backbone, modalities_of
 from metaser.naming import check_arguments, construct
 from metaser.outside import lookup
 
-BACKBONES = {
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "daae": Autoencoder,
     "gru_attention": GatedRecurrent,
     "key_sparse_transformer": KeySparseTransformer,

@@ -116,8 +116,8 @@ def _time_job(protocol: Protocol, setup: Setup, job: Job, materials: dict[str, M
         plan = setup.training
         spent = []
         for updates in (1, 1, 4):
-            short = plan.model_copy(update={"updates": updates})
-            short = setup.model_copy(update={"training": short})
+            few = plan.model_copy(update={"updates": updates})
+            short = setup.model_copy(update={"training": few})
             spent.append(train_job(method, protocol, short, job, materials)["seconds"])
         step = max(spent[2] - spent[1], 0) / 3
         validation = max(spent[1] - step, 0)

@@ -38,7 +38,7 @@ from metaser.machine import (
 from metaser.outside import File, pinned
 from metaser.protocol.build import settings
 from metaser.protocol.schema import Protocol, Setup
-from metaser.rows import Row, append_row, cut_torn_line
+from metaser.rows import append_row, cut_torn_line
 
 ALONE = threading.Lock()
 """Held by the one job of a process: training seeds the generator that all its threads share."""
@@ -277,7 +277,7 @@ def _report_tasks(plan: Plan, console: Console) -> None:
             )
 
 
-def _set_aside(outdated: Sequence[Row], run: Run) -> None:
+def _set_aside(outdated: Sequence[dict[str, Any]], run: Run) -> None:
     """Move rows of classes whose source has changed to a file of their own."""
     if not outdated:
         return

@@ -106,9 +106,15 @@ def gather(
         task = tasks[name]
 
         def prepared(situation: Situation | None = None, task: Task = task) -> Features:
-            options = {"jobs": places.jobs, "progress": progress}
             parts = [
-                extract(task, frontend, places.cache, situation=situation, **options)
+                extract(
+                    task,
+                    frontend,
+                    places.cache,
+                    situation=situation,
+                    jobs=places.jobs,
+                    progress=progress,
+                )
                 for frontend in frontends.values()
             ]
             return normalise(side_by_side(parts), task, setup.normalise)
@@ -139,7 +145,7 @@ def numbered(materials: dict[str, Material], job: Job) -> list[Material]:
 def all_clips(material: Material, classes: Sequence[str]) -> Batch:
     """Return all clips of a task that are of the protocol's classes, as one batch."""
     code = {name: index for index, name in enumerate(classes)}
-    targets = material.task.table["emotion"].map(code)
-    rows = np.flatnonzero(targets.notna())
-    targets = targets.to_numpy()[rows].astype(int)
+    codes = material.task.table["emotion"].map(code)
+    rows = np.flatnonzero(codes.notna())
+    targets = codes.to_numpy()[rows].astype(int)
     return material.plain.batch(rows, targets, np.isin(np.arange(len(classes)), targets))

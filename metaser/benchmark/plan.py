@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metaser.features.distances import choose, clips_of
 from metaser.features.extraction import extract, lacks
@@ -12,7 +12,7 @@ from metaser.files import Places
 from metaser.naming import nearest
 from metaser.protocol.build import Settled, outside_sources, settings, settle, training_key
 from metaser.protocol.schema import Protocol, Setup
-from metaser.rows import Row, read_rows
+from metaser.rows import read_rows
 from metaser.tasks.task import Task, read_task, restrict
 
 
@@ -52,8 +52,7 @@ class Job:
 
     def cells(self, protocol: Protocol) -> Iterator[Cell]:
         """Yield the cells of the job."""
-        sizes = protocol.episodes.shots if protocol.episodes else protocol.split.fractions
-        for method, target, size in product(self.methods, self.targets, sizes):
+        for method, target, size in product(self.methods, self.targets, protocol.sizes):
             yield Cell(self.setup, method, target, size, self.seed)
 
 
@@ -131,13 +130,13 @@ class Plan:
             for label in (label for label in setup.methods if label in labels):
                 trainings.setdefault(training_key(label, setup), []).append(label)
             groups = self._by_sources(scored, name)
-            for seed, (sources, group), shared in product(
+            for seed, (others, group), shared in product(
                 protocol.seeds, groups.items(), trainings.values()
             ):
                 left_out = seed in protocol.leave_one_language_out
                 wanted = tuple(t for t in group if t in protocol.targets or left_out)
                 if wanted:
-                    jobs.append(Job(name, tuple(shared), sources, wanted, seed))
+                    jobs.append(Job(name, tuple(shared), others, wanted, seed))
         return sorted(jobs, key=lambda job: not set(job.targets) & set(protocol.targets))
 
     def _by_sources(self, targets: Sequence[str], setup: str) -> dict[tuple[str, ...], list[str]]:
@@ -162,7 +161,7 @@ class Plan:
             for label in setup.methods
         }
 
-    def finished(self, rows: Path) -> tuple[set[Cell], list[Row]]:
+    def finished(self, rows: Path) -> tuple[set[Cell], list[dict[str, Any]]]:
         """Return the cells that have a row, and rows that another source of a class has outdated.
 
         Raises
@@ -190,7 +189,7 @@ class Plan:
             finished.add(Cell(row["setup"], row["method"], row["target"], size, row["seed"]))
         return finished, outdated
 
-    def _check_row(self, row: Row, rows: Path) -> None:
+    def _check_row(self, row: dict[str, Any], rows: Path) -> None:
         """Refuse a row that was measured otherwise than this plan would."""
         now = {
             "settings": settings(self.protocol, self.setups[row["setup"]], row["method"]),

@@ -34,10 +34,11 @@ def cell_sampler(
     if protocol.episodes is not None:
         plan = protocol.episodes
         sampler = TaskSampler(
-            task, protocol.classes, size, plan.queries, seed, speakers=protocol.speakers
+            task, protocol.classes, int(size), plan.queries, seed, speakers=protocol.speakers
         )
         return sampler, plan.count
-    return SplitSampler(task, protocol.classes, protocol.split.test, size, seed), 1
+    test = protocol.split.test if protocol.split is not None else 0.0
+    return SplitSampler(task, protocol.classes, test, size, seed), 1
 
 
 def write_episodes(

@@ -27,7 +27,7 @@ from metaser.frontends.waveform import Waveform
 from metaser.naming import construct, one_of
 from metaser.outside import lookup
 
-FRONTENDS = {
+FRONTENDS: dict[str, Callable[..., Any]] = {
     "mfcc": MFCC,
     "mfcc40": partial(MFCC, coefficients=40, deltas=2, frames=300),
     "log_mel": LogMel,
@@ -45,10 +45,13 @@ FRONTENDS = {
     "leaf": Leaf,
 }
 
-TEXT_FRONTENDS = {"hashed_ngrams": HashedNgrams, "text_encoder": TextEncoder}
-VIDEO_FRONTENDS = {"video_frames": VideoFrames}
+TEXT_FRONTENDS: dict[str, Callable[..., Any]] = {
+    "hashed_ngrams": HashedNgrams,
+    "text_encoder": TextEncoder,
+}
+VIDEO_FRONTENDS: dict[str, Callable[..., Any]] = {"video_frames": VideoFrames}
 
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
     modality: {**family, "vectors": partial(Vectors, modality)}
     for modality, family in (
         ("audio", FRONTENDS),

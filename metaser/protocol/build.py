@@ -205,7 +205,11 @@ def _named(setup: Setup) -> Iterator[tuple[str, Mapping[str, Callable], str]]:
 
 def _portably(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a setup in which outside classes are named by what they are."""
-    families = {"backbone": BACKBONES, "inner": BACKBONES, "frontend": FAMILIES["audio"]}
+    families: dict[str, Mapping[str, Callable]] = {
+        "backbone": BACKBONES,
+        "inner": BACKBONES,
+        "frontend": FAMILIES["audio"],
+    }
     families |= {"text": FAMILIES["text"], "video": FAMILIES["video"]}
 
     def replaced(key: str, value: Any, family: Mapping[str, Callable] | None) -> Any:
@@ -282,7 +286,7 @@ def make_method(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Others are done with their work, and to build them here would need their packages.
-        frontend = make_frontend(setup.frontend) if is_learnable(setup.frontend) else None
+        frontend = make_frontend(setup.frontend or {}) if is_learnable(setup.frontend) else None
         channels = stored | ({"audio": frontend.channels} if frontend else {})
         audio_alone = list(channels) == ["audio"]
         model = Model(

@@ -35,7 +35,7 @@ class Split(Section):
     fractions: list[Annotated[float, Field(gt=0, le=1)]]
 
 
-class Training(Section, frozen=True):
+class Training(Section):
     """How the outer loop runs.
 
     Parameters
@@ -82,7 +82,7 @@ class Training(Section, frozen=True):
     mask_channels: Annotated[int, Field(ge=0)] = 0
 
 
-class TrainingPlan(Training, frozen=True):
+class TrainingPlan(Training):
     """How the outer loop runs, and what it draws from the source tasks.
 
     ``shots`` are drawn from at random; ``situations`` is the number of made-up recording
@@ -193,6 +193,13 @@ class Protocol(ProtocolFile):
     split: Split | None = None
     setups: Annotated[dict[str, Setup], Field(min_length=1)]
 
+    @property
+    def sizes(self) -> list[int] | list[float]:
+        """Numbers of shots, or fractions of the training data, at which there are cells."""
+        if self.episodes is not None:
+            return self.episodes.shots
+        return self.split.fractions if self.split is not None else []
+
     @model_validator(mode="after")
     def _check(self) -> "Protocol":
         if (self.episodes is None) == (self.split is None):
@@ -204,8 +211,8 @@ class Protocol(ProtocolFile):
         stray = [seed for seed in self.leave_one_language_out if seed not in self.seeds]
         if stray:
             raise ValueError(f"leave_one_language_out names seed {stray[0]}, not one of the seeds")
-        sizes = self.episodes.shots if self.episodes else self.split.fractions
-        for values in (self.classes, self.sources, self.targets, self.seeds, sizes):
+        named: list[list[Any]] = [self.classes, self.sources, self.targets, self.seeds, self.sizes]
+        for values in named:
             twice = [value for value in values if values.count(value) > 1]
             if twice:
                 raise ValueError(f"{twice[0]!r} is named twice in {values}: name it once")

@@ -75,7 +75,7 @@ def episodes(rows: pd.DataFrame) -> pd.DataFrame:
         `episodes`).
     """
     single = rows.drop(columns=["confusion", "episodes"])
-    single["episode"] = [np.arange(len(scores)) for scores in single["uar"]]
+    single["episode"] = [list(range(len(scores))) for scores in single["uar"]]
     single = single.explode(["uar", "macro_f1", "episode"], ignore_index=True)
     return single.astype({"uar": float, "macro_f1": float, "episode": int})
 

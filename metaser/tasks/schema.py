@@ -175,13 +175,15 @@ class TaskFile(Section):
 
     @property
     def source(self) -> Files | Table:
-        return self.files or self.table
+        source = self.files or self.table
+        assert source is not None  # see _check
+        return source
 
     @property
     def groups(self) -> list[str]:
         """Names that the pattern or the table gives, besides `file`."""
         columns = self.table.columns if self.table else None
-        names = columns or compile_pattern(self.source.pattern).groupindex
+        names = columns or compile_pattern(self.source.pattern or "").groupindex
         return [name for name in names if name != "file"]
 
     @property

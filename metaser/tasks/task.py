@@ -99,7 +99,8 @@ class Task:
     folder: Path
     classes: tuple[str, ...]
     audio: Path | None = None
-    table: pd.DataFrame | None = field(default=None, repr=False)
+    # Typed for tasks that are present, as nearly all code has them; see require_audio.
+    table: pd.DataFrame = field(default=None, repr=False)  # type: ignore[assignment]
     vectors: dict[str, Path] = field(default_factory=dict)
     clips_found: int = 0
     speakers_found: int = 0
@@ -299,7 +300,8 @@ def restrict(task: Task, classes: Sequence[str]) -> Task:
     wanted = task.table["emotion"].isin(classes)
     others = task.table["emotion"][~wanted].value_counts().to_dict()
     table = task.table[wanted].reset_index(drop=True)
-    return replace(task, table=table, left_out={**others, **task.left_out})
+    left_out = {str(name): int(count) for name, count in others.items()} | task.left_out
+    return replace(task, table=table, left_out=left_out)
 
 
 def find_task(task: str | Path, folders: Iterable[str | Path] = ()) -> Path:
