@@ -1,4 +1,4 @@
-"""The figures of a report."""
+"""Draw the figures of a report: learning curves, their legends, and confusions."""
 
 import io
 import math
@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from metaser.report.names import AXIS_TITLES, ROLES
 from metaser.report.results import Results, Scope, label_of
 
-# Okabe and Ito's palette, safe for colour-blind readers; dashes and markers tell the rest apart.
-STYLES = {
+STYLES: dict[str, tuple[str, Any, str]] = {
     "metaser": ("#0072B2", "-", "o"),
     "metaser_second_order": ("#56B4E9", "-", "s"),
     "multiser": ("#D55E00", "-", "^"),
@@ -28,9 +27,18 @@ STYLES = {
     "majority": ("#8C959F", ":", "d"),
     "chance": ("#8C959F", ":", "."),
 }
-SPARE_STYLES = tuple(product(("-.", (0, (4, 1, 1, 1, 1, 1))), ("h", "p", "*", "8"), ("#000000",)))
+"""Colour, dashes and marker of each method.
 
-RC = {
+The palette of Okabe and Ito is safe for colour-blind readers; methods of the same colour differ in
+dashes or markers.
+"""
+
+SPARE_STYLES: tuple[tuple[Any, str, str], ...] = tuple(
+    product(("-.", (0, (4, 1, 1, 1, 1, 1))), ("h", "p", "*", "8"), ("#000000",))
+)
+"""Dashes, marker and colour for methods that `STYLES` does not name."""
+
+RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "metaser",
     "font.family": "DejaVu Sans",
@@ -41,12 +49,14 @@ RC = {
     "xtick.color": "#57606a",
     "ytick.color": "#57606a",
 }
+"""Settings of matplotlib; they make the same rows give the same page, byte by byte."""
 
 
 # --- figures -------------------------------------------------------------------------------------
 
 
 def _style(results: Results, method: str) -> dict[str, Any]:
+    """Return the arguments of `plot` for the line of a method."""
     if method in STYLES:
         colour, dashes, marker = STYLES[method]
     else:
@@ -63,7 +73,7 @@ def _style(results: Results, method: str) -> dict[str, Any]:
 
 
 def _svg(figure: Figure, name: str, label: str) -> Markup:
-    """A figure as inline SVG that scales with its container, with ids of its own."""
+    """Return a figure as inline SVG that scales with its container; its ids begin with `name`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -72,14 +82,22 @@ def _svg(figure: Figure, name: str, label: str) -> Markup:
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\1{name}-", text)
     text = re.sub(r"'DejaVu Sans'", "system-ui, sans-serif", text)
-    size = re.search(r'viewBox="([^"]*)"', text).group(0)
-    head = f'<svg {size} role="img" aria-label="{Markup.escape(label)}" '
+    size = re.search(r'viewBox="([^"]*)"', text)
+    assert size  # matplotlib writes it into each figure
+    head = f'<svg {size.group(0)} role="img" aria-label="{Markup.escape(label)}" '
     head += 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     return Markup(re.sub(r"<svg[^>]*>", lambda _: head, text, count=1))
 
 
 def legends(results: Results) -> dict[tuple[str, str], list[tuple[str, Markup]]]:
-    """Per setup and role: each method with its line and marker, under ids of that place."""
+    """Draw the legends of the learning curves.
+
+    Returns
+    -------
+    dict
+        By (setup, role): the title of each method with its line and marker as SVG. The ids in the
+        SVG differ between setups and roles, so that they are unique on the page.
+    """
     with matplotlib.rc_context(RC):
         swatches = [_swatch(results, method) for method in results.methods]
     return {
@@ -94,7 +112,8 @@ def legends(results: Results) -> dict[tuple[str, str], list[tuple[str, Markup]]]
     }
 
 
-def _swatch(results: Results, method: str) -> str:
+def _swatch(results: Results, method: str) -> Markup:
+    """Draw a short piece of a method's line with its marker."""
     figure = Figure(figsize=(0.45, 0.16))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **_style(results, method))
@@ -106,14 +125,14 @@ def _swatch(results: Results, method: str) -> str:
 def _curve(
     results: Results, setup: str, role: str, scope: Scope, limits: tuple[float, float], name: str
 ) -> Markup:
-    """UAR against the number of shots (or the fraction) in one scope, one line per method."""
+    """Draw UAR against the number of shots (or the fraction) in one scope, one line per method."""
     figure = Figure(figsize=(3.0, 2.5))
     axes = figure.add_axes((0.15, 0.17, 0.83, 0.79))
     spaced = results.axis == "fraction" or results.levels[0] <= 0
     x = np.array(results.levels) if spaced else np.log2(results.levels)
-    alone = len(x) == 1  # one level has no lines to draw: points stand side by side
+    alone = len(x) == 1  # one level gives no lines: points stand side by side
     step = 0.05 if alone else (x[-1] - x[0]) / 400
-    said = []
+    descriptions = []
     for index, m in enumerate(results.methods):
         entries = [results.table.get((setup, role, scope.name, m, v)) for v in results.levels]
         if not any(entries):
@@ -123,13 +142,13 @@ def _curve(
             for part in ("mean", "low", "high")
         )
         style = _style(results, m)
-        beside = x + (index - (len(results.methods) - 1) / 2) * step * 2
+        shifted = x + (index - (len(results.methods) - 1) / 2) * step * 2
         if m in results.challengers and not alone:
             axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
         else:
-            axes.vlines(beside, low, high, style["color"], linewidth=0.8, alpha=0.75)
-        axes.plot(beside if alone else x, means, label=label_of(m), **style)
-        said.append(
+            axes.vlines(shifted, low, high, style["color"], linewidth=0.8, alpha=0.75)
+        axes.plot(shifted if alone else x, means, label=label_of(m), **style)
+        descriptions.append(
             f"{label_of(m)} {', '.join('NaN' if np.isnan(v) else f'{v:.1f}' for v in means)}"
         )
     labels = [_tick(results, value) for value in results.levels]
@@ -143,15 +162,16 @@ def _curve(
     axes.grid(axis="y", color="#e6e9ed", linewidth=0.7)
     axes.set_axisbelow(True)
     levels = results.levels_text(results.levels)
-    return _svg(figure, name, f"{scope.title}: UAR in percent {levels}. {'; '.join(said)}.")
+    return _svg(figure, name, f"{scope.title}: UAR in percent {levels}. {'; '.join(descriptions)}.")
 
 
 def _tick(results: Results, value: float) -> str:
+    """Return the label of a level on the horizontal axis."""
     return f"{100 * value:.3g}" if results.axis == "fraction" else f"{value:g}"
 
 
 def _limits(results: Results, setup: str, role: str) -> tuple[float, float]:
-    """One scale for all panels of a setup, so that they can be compared by eye."""
+    """Return one range in percent for all panels of a setup, so that the eye can compare them."""
     values = [
         100 * bound
         for (s, r, *_), entry in results.table.items()
@@ -165,6 +185,13 @@ def _limits(results: Results, setup: str, role: str) -> tuple[float, float]:
 
 
 def curves(results: Results, setup: str, role: str) -> list[tuple[str, Markup]]:
+    """Draw the learning curves of a setup and a role.
+
+    Returns
+    -------
+    list of (str, Markup)
+        Title and SVG of one panel per scope.
+    """
     limits = _limits(results, setup, role)
     prefix = f"c{results.setups.index(setup)}{role[0]}"
     with matplotlib.rc_context(RC):
@@ -178,7 +205,15 @@ def curves(results: Results, setup: str, role: str) -> list[tuple[str, Markup]]:
 
 
 def confusions(results: Results, setup: str) -> list[dict[str, Any]]:
-    """Confusions at the middle level: of the first challenger and of its best rival, per target."""
+    """Return the confusions at the middle level for the first challenger and its best rival.
+
+    Returns
+    -------
+    list of dict
+        One group per method with `method` (title), `level` (in words) and `panels`, one per target:
+        `target`, `classes`, `shares` (true class, predicted class) in [0, 1], NaN where a class has
+        no clip, and `count`, the number of predictions.
+    """
     level = results.levels[(len(results.levels) - 1) // 2]
     methods = [*results.challengers[:1], results.rival(setup, level)]
     groups = []

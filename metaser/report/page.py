@@ -1,8 +1,4 @@
-"""Turn result rows into one page and one Markdown file: tables, curves, confusions, paired tests.
-
-The report reads `rows.jsonl` and `run.json` and nothing else: it never computes on audio, needs
-neither torch nor the corpora, and every sentence in it is generated from the rows.
-"""
+"""Write the report of a benchmark as one page and one Markdown file."""
 
 import json
 import math
@@ -36,7 +32,7 @@ from metaser.version import version
 
 
 def _method_table(results: Results) -> list[dict[str, Any]]:
-    """What each method is and what it costs, averaged over its cells."""
+    """Describe each method of each setup, with its costs averaged over its cells."""
     table = []
     for (setup, m), rows in results.rows.groupby(["setup", "method"], sort=False):
         costs = rows[["train_seconds", "adapt_seconds", "parameters"]].astype(float).mean()
@@ -56,6 +52,7 @@ def _method_table(results: Results) -> list[dict[str, Any]]:
 
 
 def _cost(value: float, scale: float, unit: str) -> str:
+    """Return a cost as text: a whole number if it is large or has no unit, else two digits."""
     if math.isnan(value):
         return "NaN"
     value *= scale
@@ -63,7 +60,7 @@ def _cost(value: float, scale: float, unit: str) -> str:
 
 
 def _data_card(run: dict[str, Any]) -> list[dict[str, str]]:
-    """One line per task with what was found of what its folder declares."""
+    """Return one line per task: what its folder declares and how much of it was present."""
     card = []
     for name, task in run["tasks"].items():
         clips, speakers = (
@@ -96,8 +93,9 @@ def _data_card(run: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _provenance(results: Results, run: dict[str, Any]) -> dict[str, str]:
+    """Say by which command, on which machine and with which versions the rows were made."""
     rows = results.rows
-    facts = {
+    origin = {
         "Protocol": str(rows["protocol"].iloc[0]),
         "Command": str(run.get("command", "not recorded")),
         "Started": str(run.get("started", "not recorded")),
@@ -113,31 +111,33 @@ def _provenance(results: Results, run: dict[str, Any]) -> dict[str, str]:
         "Speakers of support and query": join(sorted(rows["speakers"].unique())),
     }
     if "created" in rows:
-        facts["Rows written"] = f"{rows['created'].min()} to {rows['created'].max()}"
+        origin["Rows written"] = f"{rows['created'].min()} to {rows['created'].max()}"
     if len(_versions(rows, "torch")) > 1:
-        facts["torch"] = f"{join(_versions(rows, 'torch'))}: rows of several versions are mixed"
-    facts["Report by"] = f"MetaSER {version()}"
-    return facts
+        origin["torch"] = f"{join(_versions(rows, 'torch'))}: rows of several versions are mixed"
+    origin["Report by"] = f"MetaSER {version()}"
+    return origin
 
 
 def _versions(rows: pd.DataFrame, column: str) -> list[str]:
+    """Return the versions in a column of the rows, without repetition."""
     return sorted(rows[column].dropna().astype(str).unique()) if column in rows else []
 
 
 def _sources(results: Results) -> list[tuple[str, str]]:
-    """Each target with the sources that its models were trained on, apart where set-ups differ."""
-    found = defaultdict(dict)
+    """Return each target with the sources of its models; one line per setup where these differ."""
+    setups_of: dict[str, dict[str, list[str]]] = defaultdict(dict)  # by target and sources
     for row in results.rows.itertuples():
-        found[row.target].setdefault(", ".join(sorted(row.sources)) or "none", []).append(row.setup)
+        sources = ", ".join(sorted(row.sources)) or "none"
+        setups_of[row.target].setdefault(sources, []).append(row.setup)
     return [
-        (name if len(own) == 1 else f"{name} ({join(dict.fromkeys(setups))})", sources)
-        for name, own in found.items()
-        for sources, setups in own.items()
+        (name if len(by_sources) == 1 else f"{name} ({join(dict.fromkeys(setups))})", sources)
+        for name, by_sources in setups_of.items()
+        for sources, setups in by_sources.items()
     ]
 
 
 def _setup_title(row: pd.Series) -> str:
-    """Front end and backbone, and what is read where that is more than the audio."""
+    """Return front end and backbone, and the modalities if they are not audio alone."""
     title = f"{row['frontend']} + {row['backbone']}"
     modalities = row.get("modalities")
     if not isinstance(modalities, list) or modalities == ["audio"]:
@@ -146,8 +146,10 @@ def _setup_title(row: pd.Series) -> str:
 
 
 def _page(results: Results, run: dict[str, Any]) -> dict[str, Any]:
-    """Everything that the HTML template and the Markdown show."""
-    protocol = run.get("protocol") if isinstance(run.get("protocol"), dict) else {}
+    """Return all values that the two templates show."""
+    protocol = run.get("protocol")
+    if not isinstance(protocol, dict):
+        protocol = {}
     return {
         "results": results,
         "title": str(results.rows["protocol"].iloc[0]),
@@ -185,13 +187,15 @@ def write(results: str | Path, out: str | Path | None = None) -> tuple[Path, Pat
     results : str or Path
         Folder with `rows.jsonl` and `run.json`, as `metaser benchmark` writes it.
     out : str or Path, optional
-        Folder for `report.html` and `report.md`, made if missing; or the name of the page, ending
-        in `.html`, with the Markdown beside it. Default: the results folder.
+        Folder for `report.html` and `report.md`, made if missing; or the path of the page, ending
+        in `.html`, with the Markdown file next to it. Default: the results folder.
 
     Returns
     -------
-    tuple of Path
-        The page, which needs no other file, no network and no script, and the Markdown.
+    page : Path
+        It needs no other file, no network and no script.
+    markdown : Path
+        The same content as Markdown.
 
     Raises
     ------
@@ -203,7 +207,7 @@ def write(results: str | Path, out: str | Path | None = None) -> tuple[Path, Pat
     folder = Path(results)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"no results folder {folder}; pass the folder that `metaser benchmark` has written"
+            f"no results folder {folder}: pass the folder that `metaser benchmark` has written"
         )
     page = _page(Results(read_rows(folder)), read_run(folder))
     html = Path(out) if out is not None else folder
@@ -216,7 +220,7 @@ def write(results: str | Path, out: str | Path | None = None) -> tuple[Path, Pat
 
 
 def overview(results: str | Path) -> Table:
-    """The scores of a results folder as a table for the terminal.
+    """Return the scores of a results folder as a table for the terminal.
 
     Parameters
     ----------
@@ -229,25 +233,26 @@ def overview(results: str | Path) -> Table:
         UAR in percent with its 95 % interval: one row per method, one column per level; the mean
         over the targets.
     """
-    found = Results(read_rows(results))
-    role = "target" if found.targets("target") else "held_out_source"
-    scope = found.scopes(role)[0]
+    scores = Results(read_rows(results))
+    role = "target" if scores.targets("target") else "held_out_source"
+    scope = scores.scopes(role)[0]
     table = Table(title=f"{scope.title}: UAR, % [95 % interval]")
-    if len(found.setups) > 1:
+    if len(scores.setups) > 1:
         table.add_column("setup")
     table.add_column("method")
-    for level in found.levels:
-        table.add_column(found.level(level), justify="right")
-    for setup, method in product(found.setups, found.methods):
-        entries = [found.table.get((setup, role, scope.name, method, v)) for v in found.levels]
+    for level in scores.levels:
+        table.add_column(scores.level(level), justify="right")
+    for setup, method in product(scores.setups, scores.methods):
+        entries = [scores.table.get((setup, role, scope.name, method, v)) for v in scores.levels]
         if any(entries):
             cells = [f"{percent(e.uar.mean)} {bounds(e.uar)}" if e else "" for e in entries]
-            names = [setup, label_of(method)] if len(found.setups) > 1 else [label_of(method)]
+            names = [setup, label_of(method)] if len(scores.setups) > 1 else [label_of(method)]
             table.add_row(*names, *map(escape, cells))
     return table
 
 
 def _render(template: str, page: dict[str, Any], escape: bool) -> str:
+    """Fill a template with the values of the page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=escape,
@@ -265,7 +270,7 @@ def _render(template: str, page: dict[str, Any], escape: bool) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file at once, so that an interrupted report leaves no half page."""
+    """Write a file as a whole, so that an interrupted report leaves no partial file."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, "utf-8")
     part.replace(path)

@@ -1,4 +1,4 @@
-"""The sentences of a report, each generated from the rows."""
+"""Generate the sentences of a report from the rows."""
 
 import math
 from collections import defaultdict
@@ -12,6 +12,7 @@ from metaser.report.results import ALPHA, UNCLEAR, Results, Scope, count_of, joi
 
 
 def banners(results: Results) -> list[str]:
+    """Return the warnings at the top of the report: synthetic speech, and leaks."""
     rows = results.rows
     banners = []
     synthetic = list(dict.fromkeys(rows.loc[rows["synthetic"].astype(bool), "target"]))
@@ -22,14 +23,14 @@ def banners(results: Results) -> list[str]:
         )
     if (rows["speakers"] == "any").any():
         banners.append("LEAKY BY DESIGN: speakers appear on both sides.")
-    own = sorted({r.target for r in rows.itertuples() if r.target in r.sources})
-    if own:
-        banners.append(f"LEAKY: {join(own)} among the sources of its own training.")
+    leaked = sorted({r.target for r in rows.itertuples() if r.target in r.sources})
+    if leaked:
+        banners.append(f"LEAKY: {join(leaked)} among the sources of its own training.")
     return banners
 
 
 def summary(results: Results) -> str:
-    """What was scored, in one sentence or a few."""
+    """Say what was scored, and what limits the result, in one or more sentences."""
     role, scope = _headline(results)
     rows = results.rows
     chance = join(f"{100 / n:.1f}" for n in sorted({len(names) for names in rows["classes"]}))
@@ -51,8 +52,8 @@ def summary(results: Results) -> str:
         sentences.append("With one seed, nothing here says what another training run would give.")
     elif len(results.seeds) < 4:
         sentences.append(
-            f"With {len(results.seeds)} seeds a test over trainings has little power: that a "
-            "difference is not clear is then to be expected, however large it looks."
+            f"With {len(results.seeds)} seeds a test over trainings has little power: expect that "
+            "a difference is not clear, however large it looks."
         )
     done, whole = len(results.rows), len(results.grid)
     if done < whole:
@@ -61,7 +62,14 @@ def summary(results: Results) -> str:
 
 
 def findings(results: Results) -> list[tuple[str, list[str]]]:
-    """Per setup: which method scores highest where, and whom the challengers beat."""
+    """Return the main findings.
+
+    Returns
+    -------
+    list of (str, list of str)
+        Each setup with its sentences: which methods score highest, and which methods each
+        challenger beats.
+    """
     role, scope = _headline(results)
     return [
         (setup, [_winners(results, setup, role, scope), *_verdicts(results, setup, role, scope)])
@@ -70,12 +78,13 @@ def findings(results: Results) -> list[tuple[str, list[str]]]:
 
 
 def _headline(results: Results) -> tuple[str, Scope]:
-    """The role and scope that the summary speaks of: targets, or else held-out sources."""
+    """Return the role and scope of the summary: targets, or held-out sources if there are none."""
     role = "target" if results.targets("target") else "held_out_source"
     return role, results.scopes(role)[0]
 
 
 def _winners(results: Results, setup: str, role: str, scope: Scope) -> str:
+    """Say which methods have the highest mean UAR, and at which levels."""
     winners = defaultdict(list)
     for m, level in product(results.methods, results.levels):
         entry = results.table.get((setup, role, scope.name, m, level))
@@ -84,9 +93,9 @@ def _winners(results: Results, setup: str, role: str, scope: Scope) -> str:
     if not winners:
         return "No method has rows for every target, so no mean can be compared."
     parts = []
-    for m, found in winners.items():
-        scores = join(f"{100 * mean:.1f}" for _, mean in found)
-        where = results.levels_text((level for level, _ in found), brief=True)
+    for m, entries in winners.items():
+        scores = join(f"{100 * mean:.1f}" for _, mean in entries)
+        where = results.levels_text((level for level, _ in entries), brief=True)
         parts.append(f"{label_of(m)} {where} ({scores} %)")
     what = f"{scope.title[0].lower()}{scope.title[1:]}" if len(scope.targets) > 1 else scope.title
     return (
@@ -95,7 +104,7 @@ def _winners(results: Results, setup: str, role: str, scope: Scope) -> str:
 
 
 def _verdicts(results: Results, setup: str, role: str, scope: Scope) -> list[str]:
-    """One sentence per challenger: whom it beats, and where, by the corrected p-value."""
+    """Write one sentence per challenger: which methods it beats, and at which levels."""
     sentences = []
     for challenger in results.challengers if role == "target" else []:
         others = [m for m in results.methods if m != challenger]
@@ -125,7 +134,7 @@ def _verdicts(results: Results, setup: str, role: str, scope: Scope) -> list[str
 def _outcome(
     results: Results, setup: str, scope: Scope, challenger: str, other: str, level: float
 ) -> str:
-    """How a challenger stands against another method, by the corrected p-value."""
+    """Compare a challenger with another method by the corrected p-value, in words."""
     sign = 1
     test = results.tests.get((setup, scope.name, challenger, other, level))
     if test is None:
@@ -139,7 +148,7 @@ def _outcome(
 
 
 def normalisation(results: Results) -> list[str]:
-    """Which methods look at unlabelled audio of the target, in words."""
+    """Say which methods use unlabelled audio of the target, one sentence per way to normalise."""
     grouped = results.rows.groupby(["setup", "normalise"], sort=False)["method"].unique()
     setups = defaultdict(list)
     for (setup, how), methods in grouped.items():
@@ -150,28 +159,28 @@ def normalisation(results: Results) -> list[str]:
             "All methods" if len(methods) == len(results.methods) else join(map(label_of, methods))
         )
         where = "" if len(names) == len(results.setups) else f", setup {join(names)}"
-        words = NORMALISE.get(how, f"normalised by “{how}”, whose reach this report does not know")
+        words = NORMALISE.get(how, f"normalised by “{how}”, which this report does not know")
         sentences.append(f"{who}{where}: features are {words}.")
     return sentences + _choices(results)
 
 
 def _choices(results: Results) -> list[str]:
-    """Which set-ups chose their sources by the target's unlabelled audio."""
+    """Say which setups chose their sources by the target's unlabelled audio."""
     sentences = []
     for setup, rows in results.rows.groupby("setup", sort=False):
         choice = rows["chosen"].iloc[0] if "chosen" in rows else None
         if isinstance(choice, dict):
             sentences.append(
                 f"Setup {setup}: each target learns from the {choice['count']} {choice['order']} "
-                f"sources by {choice['by']}, a distance that looks at all unlabelled audio of the "
+                f"sources by {choice['by']}, a distance that uses all unlabelled audio of the "
                 "target, query clips included."
             )
     return sentences
 
 
 def how_to_read(results: Results) -> list[str]:
-    """What the numbers can and cannot say."""
-    again = "episodes" if results.axis == "shots" else "splits"
+    """Explain the numbers: how they were computed, and what they can and cannot say."""
+    units = "episodes" if results.axis == "shots" else "splits"
     notes = [
         (
             "UAR is the mean recall over the classes (balanced accuracy), macro-F1 the mean F1 "
@@ -185,19 +194,19 @@ def how_to_read(results: Results) -> list[str]:
             "coverage instead of 95 %."
         ),
         (
-            "The paired tests take the difference on the very same episodes. p is two-sided and"
-            " the larger of two: the nested bootstrap of the differences, and a t-test over the"
-            " means of the seeds, because a bootstrap over a handful of seeds alone is "
-            "overconfident. The interval of the difference is the hull of both. Holm’s "
-            "correction covers all pairs of one setup, one scope (mean over targets, or one "
-            "target) and one column. d is Cohen’s d of the differences of single episodes: "
-            "their mean over their standard deviation."
+            "The paired tests take the difference on the same episodes. p is two-sided and the "
+            "larger of two: that of a nested bootstrap of the differences, and that of a t-test "
+            "over the means of the seeds, because a bootstrap over a handful of seeds alone is "
+            "overconfident. The interval of the difference is the smallest that contains both of "
+            "their intervals. Holm’s correction covers all pairs of one setup, one scope (mean "
+            "over targets, or one target) and one column. d is Cohen’s d of the differences of "
+            "single episodes: their mean divided by their standard deviation."
         ),
         (
             "A small p says that the difference would probably persist if the training seeds "
-            f"and the {again} were drawn again from these same corpora. It says nothing about "
-            f"other speakers, other recordings or other languages: the {again} re-draw the same "
-            "clips of the same speakers, and the targets are few and were chosen, not sampled."
+            f"and the {units} were drawn again from these same corpora. It says nothing about "
+            f"other speakers, other recordings or other languages: the {units} are drawn from the "
+            "same clips of the same speakers, and the targets are few and were chosen, not sampled."
         ),
     ]
     if results.axis == "fraction":
@@ -217,24 +226,29 @@ def how_to_read(results: Results) -> list[str]:
 
 
 def percent(value: float, signed: bool = False) -> str:
+    """Return a fraction in percent with one decimal; with a plus sign if `signed`."""
     if math.isnan(value):
         return "NaN"
     return f"{100 * value:{'+' if signed else ''}.1f}".replace("-", "−")
 
 
 def bounds(value: stats.Interval | stats.Comparison) -> str:
+    """Return the two ends of an interval in percent, such as "[45.1, 52.3]"."""
     return f"[{percent(value.low)}, {percent(value.high)}]"
 
 
 def interval(value: stats.Interval) -> str:
+    """Return a mean in percent with its interval and the number of episodes."""
     return f"{percent(value.mean)} {bounds(value)} ({value.episodes})"
 
 
 def p_value(value: float) -> str:
+    """Return a p-value with three decimals, or "<0.001"."""
     if math.isnan(value):
         return "NaN"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def decimal(value: float) -> str:
+    """Return a number with two decimals."""
     return "NaN" if math.isnan(value) else f"{value:.2f}".replace("-", "−")
