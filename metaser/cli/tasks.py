@@ -92,7 +92,6 @@ def check_task(
     ] = False,
 ) -> None:
     """Check a task folder and every clip of its audio; exits with 1 if something is wrong."""
-
     from metaser import tasks as library
 
     before = context.obj or (None, None)
