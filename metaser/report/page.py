@@ -211,8 +211,8 @@ def write(results: str | Path, out: str | Path | None = None) -> tuple[Path, Pat
         raise FileNotFoundError(
             f"no results folder {folder}: pass the folder that `metaser benchmark` has written"
         )
-    run = read_run(folder)
-    scores = Results(read_rows(folder), run.get("titles"))
+    rows, run = read_rows(folder), read_run(folder)
+    scores = Results(rows, run.get("titles"))
     page = _page(scores, run)
     html = Path(out) if out is not None else folder
     html = html if html.suffix == ".html" else html / "report.html"
