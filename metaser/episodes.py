@@ -26,7 +26,6 @@ set()
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from scipy.sparse.csgraph import connected_components
 
 from metaser.batch import EpisodeBatch
 from metaser.features.table import Features
+from metaser.files import write_json
 from metaser.tasks.task import Task
 
 SPEAKERS = ("disjoint", "same", "any")
@@ -506,9 +506,7 @@ def write_manifest(path: Path, task: Task, episodes: Sequence[Episode]) -> str:
             for episode in episodes
         ],
     }
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_json(path, manifest, indent=1)
     return fingerprint
 
 

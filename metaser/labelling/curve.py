@@ -5,7 +5,6 @@ UAR(K) = limit - loss · K^(-rate), as error falls with the number of examples i
 et al., "Learning Curves: Asymptotic Values and Rate of Convergence", NIPS 1993).
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from metaser.adaptation import adapt as adaptation
 from metaser.adaptation.model_file import ModelFile, scores
 from metaser.episodes import Episode, TaskSampler, tensors
 from metaser.features.table import Features
+from metaser.files import whole
 from metaser.methods.baselines import LogisticRegression
 from metaser.naming import nearest
 from metaser.tasks.task import Task
@@ -302,9 +302,8 @@ def draw(
         axes.axhline(wanted, color="C1", linestyle="-.", label="wanted")
     axes.set(xscale="log", xlabel="labelled clips of each class", ylabel="UAR", title=title)
     axes.legend()
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format=kind, dpi=150)
-    os.replace(part, path)
+    with whole(path) as part:
+        figure.savefig(part, format=kind, dpi=150)
 
 
 def adapted_model(file: ModelFile, features: Features) -> Callable[[Episode], np.ndarray]:
