@@ -1,6 +1,10 @@
-"""Backbones: padded frames become an embedding. ``BACKBONES`` maps names to constructors."""
+"""Backbones: networks that turn padded frames into an embedding.
+
+``BACKBONES`` maps the names that protocols use to constructors.
+"""
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,7 +23,7 @@ from metaser.backbones.resnet18 import ResNet18
 from metaser.backbones.segment_sequence import SegmentSequence
 from metaser.naming import nearest
 
-BACKBONES = {
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "daae": Autoencoder,
     "gru_attention": GatedRecurrent,
     "key_sparse_transformer": KeySparseTransformer,
@@ -80,7 +84,7 @@ BACKBONES = {
 def make_backbone(arguments: dict[str, Any], channels: int | dict[str, int]) -> nn.Module:
     """Build a backbone from its name and arguments, e.g. ``{"name": "recurrent", "hidden": 64}``.
 
-    A backbone inside another is written likewise:
+    A backbone inside another is written in the same way:
     ``{"name": "segment_sequence", "inner": {"name": "gru_attention", "hidden": 20}}``.
 
     Parameters
@@ -90,11 +94,16 @@ def make_backbone(arguments: dict[str, Any], channels: int | dict[str, int]) -> 
     channels : int or dict of str to int
         Channels of the front end, or of each modality.
 
+    Returns
+    -------
+    nn.Module
+        The backbone; its attribute ``dim`` is the length of an embedding.
+
     Raises
     ------
     ValueError
-        If there is no such backbone, or it has no such argument (the nearest known one is named),
-        or an argument does not fit.
+        If there is no such backbone, it has no such argument (the message names the nearest known
+        one), or an argument has a wrong value.
     """
     try:
         return _constructor(arguments)(channels)
@@ -102,7 +111,8 @@ def make_backbone(arguments: dict[str, Any], channels: int | dict[str, int]) -> 
         raise ValueError(f"backbone {arguments['name']!r}: {error}") from error
 
 
-def _constructor(arguments: dict[str, Any]) -> partial:
+def _constructor(arguments: dict[str, Any]) -> partial[nn.Module]:
+    """A backbone's constructor that only lacks its channels."""
     arguments = dict(arguments)
     name = arguments.pop("name", None)
     if name not in BACKBONES:
@@ -114,8 +124,8 @@ def _constructor(arguments: dict[str, Any]) -> partial:
     for key in arguments:
         if key not in known:
             raise ValueError(
-                f"backbone {name!r} has no argument {key!r}.{nearest(key, known)} "
-                f"It has {sorted(known)}"
+                f"arguments of backbone {name!r} must be among {sorted(known)}, not {key!r}."
+                f"{nearest(key, known)}"
             )
     if "name" in arguments.get("inner", {}):
         arguments["backbone"] = _constructor(arguments.pop("inner"))
