@@ -74,9 +74,7 @@ class Method(Protocol):
 
 @runtime_checkable
 class LearningMethod(Method, Protocol):
-    """A method that learns over episodes: an ``nn.Module`` around a ``model``."""
-
-    model: nn.Module
+    """A method that learns over episodes: an ``nn.Module`` whose constructor takes a ``model``."""
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
         """Return the loss of an episode, a scalar (or one per task for a stack of episodes)."""

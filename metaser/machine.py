@@ -65,7 +65,9 @@ def process_group() -> Iterator[None]:
         yield
         return
     distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if distributed.is_nccl_available() else "gloo"
+        "cpu:gloo,cuda:nccl"
+        if distributed.is_nccl_available() and torch.cuda.is_available()
+        else "gloo"
     )
     try:
         yield
