@@ -300,7 +300,7 @@ def test_unknown_targets_and_methods_are_refused(run, tmp_path, options, words):
     "methods, words",
     [
         ({"metaserr": {}}, "method must be one of.*'metaserr'"),
-        ({"metaser": {"inner_step": 3}}, inner_steps.*not 'inner_step'"),
+        ({"metaser": {"inner_step": 3}}, "inner_steps.*not 'inner_step'"),
     ],
 )
 def test_unknown_methods_and_arguments_are_refused_before_any_work(
