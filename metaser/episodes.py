@@ -617,7 +617,7 @@ def tensors(episode: Episode, features: Features) -> EpisodeBatch:
 
 
 def _table(task: Task) -> pd.DataFrame:
-    """The clips of a task whose audio is present."""
+    """Return the clips of a task whose audio is present."""
     if task.table is None:
         raise ValueError(
             f"the audio of {task.name} must be present, but it is not: see metaser tasks check "

@@ -156,7 +156,7 @@ def settle_batch_norm(module: nn.Module, how: str) -> None:
 
 
 def _without_history(layer: _NormBase, how: str) -> nn.Module:
-    """A layer without running statistics, with the scale and offset of ``layer``."""
+    """Return a layer without running statistics, with the scale and offset of ``layer``."""
     channels, eps, affine = layer.num_features, layer.eps, layer.affine
     new: nn.Module
     if how == "task" or not isinstance(layer, _BatchNorm):

@@ -24,7 +24,7 @@ def count_domains(tasks: Sequence[Task]) -> dict[str, int]:
 
 
 def number_domains(tasks: Sequence[Task]) -> list[dict[str, np.ndarray]]:
-    """Number the speaker and the corpus of every clip.
+    """Give the speaker and the corpus of every clip a number.
 
     Returns
     -------
