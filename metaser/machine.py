@@ -44,6 +44,11 @@ def device_of(method) -> torch.device:
     return CPU if first is None else first.device
 
 
+def generators(device: torch.device) -> list[torch.device]:
+    """What ``torch.random.fork_rng`` has to put back besides the processor's generator."""
+    return [device] if device.type == "cuda" else []
+
+
 @contextmanager
 def cpu_threads(number: int) -> Iterator[None]:
     """Have PyTorch use this many threads for a while."""
