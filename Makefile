@@ -22,7 +22,7 @@ demo: $(VENV)/demo.installed
 
 test: lint
 	@echo "Tests marked slow are left out: make test-all runs them, too."
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
 
 test-all: lint
 	$(PYTEST)

@@ -145,7 +145,7 @@ class PeakMemory(TorchDispatchMode):
         Inside the block, as soon as ``now`` is beyond the limit.
     """
 
-    def __init__(self, limit: float = math.inf):
+    def __init__(self, limit: float = math.inf) -> None:
         super().__init__()
         self.limit = limit
         self.now = self.peak = 0

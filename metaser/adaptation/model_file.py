@@ -395,7 +395,8 @@ def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"expected a model file that `metaser train` made, none at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            names = file.keys()  # the only way to go through them
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is cut off or is no model file ({error}): fetch or make it again"

@@ -256,7 +256,7 @@ def controls(pool: Pool, pairs: pd.DataFrame) -> pd.DataFrame:
 def agreement(
     scores: pd.DataFrame, pairs: pd.DataFrame, resamples: int = 500, seed: int = 0
 ) -> pd.DataFrame:
-    """Does a predictor rank the sources as measured transfer does?
+    """Measure whether a predictor ranks the sources as measured transfer does.
 
     Parameters
     ----------

@@ -100,7 +100,7 @@ class Plain(nn.Module):
         If it does not turn such vectors into vectors.
     """
 
-    def __init__(self, module: nn.Module, channels: int, name: str = "module"):
+    def __init__(self, module: nn.Module, channels: int, name: str = "module") -> None:
         super().__init__()
         self.module = module
         self.channels = {"audio": channels}

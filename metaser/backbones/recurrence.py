@@ -187,7 +187,7 @@ class _LSTM(Function):
         return states, gates, cells
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx, inputs, output) -> None:
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs, *output)
@@ -233,7 +233,7 @@ class _LSTMBackward(Function):
         return grad_inputs, grad_in, grad_state, grad_bias, grad_states, grad_cells
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx, inputs, output) -> None:
         ctx.mark_non_differentiable(*output[4:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[1:-1], *output[4:])

@@ -225,7 +225,7 @@ def _print_curve(
     normalised = (
         "Features are standardised over all clips."
         if plain is None
-        else "The model knows the drawn clips alone, as in `metaser adapt`; the features of logistic "
+        else "The model knows the drawn clips alone, as in `metaser adapt`; features of logistic "
         "regression are standardised over all clips, which is in its favour. What the model buys "
         "is in points, on the same draws. Fit, need and figure below are of the model."
     )
@@ -343,7 +343,7 @@ def _speakers_of(files: list[str], wanted: str) -> list[str]:
     values = named_field(name_fields(files), wanted).values
     if len(values) < len(files):
         raise ValueError(
-            f"field {wanted} must be in all names, but it is in {len(values)} of {len(files)} names "
+            f"field {wanted} must be in all names, but is in {len(values)} of {len(files)} names "
             "only, because their forms differ: rename the others, or leave --speaker out"
         )
     return list(values)

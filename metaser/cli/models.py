@@ -249,7 +249,7 @@ def export(
             from metaser import export as network
 
             onnx.parent.mkdir(parents=True, exist_ok=True)
-            difference = network.to_onnx(cast("Embedder", file.predictor.model), onnx, frames)
+            difference = network.to_onnx(file.predictor.model, onnx, frames)
             typer.echo(f"{onnx}: scores differ by at most {difference:.1e}")
         if card is not None:
             model_card.write_card(card, model_card.card(file, model.stem, difference))

@@ -95,7 +95,7 @@ def check_out(path: Path | None, example: str, source: Path | None = None) -> No
         return
     if path.is_dir():
         raise IsADirectoryError(
-            f"the file to write must not be a folder, but {path} is a folder: name a file in it, such "
+            f"the file to write must not be a folder, but {path} is one: name a file in it, such "
             f"as {path / example}"
         )
     above = next(folder for folder in path.absolute().parents if folder.exists())

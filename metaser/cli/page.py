@@ -47,7 +47,7 @@ def _starter() -> Path:
     path = folder / f"starter-{release(version())}.safetensors"
     if not path.exists():
         typer.echo(
-            "no --model is given: training a starter model on synthetic speech, which shows the steps "
+            "no --model is given: training a starter on synthetic speech, which shows the steps "
             "and says nothing true about people; this happens once and takes some minutes",
             err=True,
         )

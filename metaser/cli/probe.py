@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from metaser.stats import Comparison, Interval
 
 CELL = ("setup", "clips", "read", "reader", "method")
-"""Fields of a row that name a cell of the table; the other rows of a cell differ by seed, corpus."""
+"""Fields of a row that name a cell of the table; rows of a cell differ by seed and corpus."""
 
 
 def probe(

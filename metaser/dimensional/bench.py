@@ -306,7 +306,7 @@ def _of(pool: Pool, tasks: Sequence[str]) -> Rows:
 class Bench:
     """The systems of one seed; networks that several systems need are trained once."""
 
-    def __init__(self, protocol: DimensionalProtocol, pool: Pool, seed: int):
+    def __init__(self, protocol: DimensionalProtocol, pool: Pool, seed: int) -> None:
         self.protocol, self.pool, self.seed = protocol, pool, seed
         weights = [protocol.weights.get(rating, 1.0) for rating in protocol.ratings]
         self.weights = torch.tensor(weights)

@@ -36,6 +36,7 @@ def default_cache() -> Path:
 
 
 def cache_root(cache: str | Path | None) -> Path:
+    """Return the folder of the stores inside a feature cache."""
     return Path(cache or default_cache()) / "features"
 
 
@@ -78,6 +79,7 @@ def read_notes(task: Task, root: Path) -> dict[str, str]:
 
 
 def add_notes(task: Task, root: Path, notes: dict[str, str]) -> None:
+    """Note what was read of some files, next to what is noted already."""
     path = _notes_path(task, root)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, read_notes(task, root) | notes)
@@ -104,6 +106,7 @@ def file_stamp(path: str | Path) -> str:
 
 
 def content_of(note: str) -> str:
+    """Return the content that a note of a file names."""
     return note.rpartition(" ")[2]
 
 

@@ -118,7 +118,7 @@ def possible_shots(task: Task, queries: int, speakers: str, seed: int = 0) -> li
 
 
 def usual_queries(task: Task) -> int:
-    """Return the usual number of query clips per class: a quarter of the smallest class, 1 to 10."""
+    """Return the usual query clips per class: a quarter of the smallest class, 1 to 10."""
     return int(np.clip(min(task.counts.values()) // 4, 1, MOST_QUERIES))
 
 

@@ -117,7 +117,7 @@ class MAML(nn.Module):
         back_end: str = "native",
         terms: dict[str, float] | None = None,
         domains: dict[str, int] | None = None,
-    ):
+    ) -> None:
         super().__init__()
         for name, value, known in (
             ("rates", rates, RATES),

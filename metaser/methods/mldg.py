@@ -56,7 +56,7 @@ class MLDG(nn.Module):
         second_order: bool = True,
         steps: int = 50,
         rate: float = 1e-3,
-    ):
+    ) -> None:
         super().__init__()
         check_steps(steps=steps)
         if not inner_rate > 0:

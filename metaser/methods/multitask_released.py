@@ -28,7 +28,7 @@ class BinaryHeads(nn.Module):
         Width of each emotion's dense layer, before BatchNorm and ReLU.
     """
 
-    def __init__(self, dim: int, classes: int, shared: int = 128, hidden: int = 64):
+    def __init__(self, dim: int, classes: int, shared: int = 128, hidden: int = 64) -> None:
         super().__init__()
         self.shared = nn.Linear(dim, shared)
         self.emotions = nn.ModuleList(
@@ -84,7 +84,9 @@ class MultitaskReleased(nn.Module):
 
     use_sources = True
 
-    def __init__(self, model: Model, steps: int = 50, rate: float = 0.1, batch_size: int = 512):
+    def __init__(
+        self, model: Model, steps: int = 50, rate: float = 0.1, batch_size: int = 512
+    ) -> None:
         super().__init__()
         check_steps(steps=steps)
         self.model = model

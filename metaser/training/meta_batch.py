@@ -107,7 +107,7 @@ class MetaBatch:
         engine: str = "auto",
         compile: bool = False,
         mixed_precision: bool = False,
-    ):
+    ) -> None:
         if engine not in ENGINES:
             raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}")
         if compile and engine == "loop":
