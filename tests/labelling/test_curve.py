@@ -67,7 +67,7 @@ def test_what_is_told_says_whether_it_was_measured():
     assert "needs about 5 clips" in _told(truth, 0.6)
     assert "beyond what was measured (up to 20): an extrapolation" in _told(truth, 0.75)
     assert "cannot be reached: it levels off at 79%" in _told(truth, 0.95)
-    with pytest.raises(ValueError, match="between 0 and 1, not 70"):
+    with pytest.raises(ValueError, match="must be between 0 and 1, such as 0.7, not 70"):
         _told(truth, 70)
 
 
