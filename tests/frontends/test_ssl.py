@@ -90,6 +90,12 @@ def offline():
         yield
 
 
+@pytest.fixture(autouse=True)
+def single_precision(monkeypatch):
+    """Encoders run on a GPU where there is one, whose convolutions would round to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Write a tiny model with random weights to a folder, as ``save_pretrained`` does."""
