@@ -65,9 +65,9 @@ def test_what_is_told_says_whether_it_was_measured():
     truth = Curve(0.8, 0.4, 0.5)
     assert "extrapolation" not in _told(truth, 0.6)
     assert "needs about 5 clips" in _told(truth, 0.6)
-    assert "outside of what was measured (up to 20): an extrapolation" in _told(truth, 0.75)
-    assert "cannot be reached by the fit: it levels off at 79%" in _told(truth, 0.95)
-    with pytest.raises(ValueError, match="between 0 and 1, such as 0.7; came 70"):
+    assert "beyond what was measured (up to 20): an extrapolation" in _told(truth, 0.75)
+    assert "UAR 95% cannot be reached: it levels off at 79%" in _told(truth, 0.95)
+    with pytest.raises(ValueError, match="between 0 and 1, such as 0.7, not 70"):
         _told(truth, 70)
 
 
