@@ -3,9 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+Rows = slice | Tensor | np.ndarray | Sequence[int]
+"""What selects clips of a batch."""
 
 
 @dataclass(frozen=True)
@@ -17,32 +21,34 @@ class Padded:
     values : Tensor
         (clips, frames, channels) float; zero where ``mask`` is False.
     mask : Tensor
-        (clips, frames) bool; True where a frame is real. Real frames come first.
+        (clips, frames) bool; True where a frame is real. The real frames of a clip come first.
     """
 
     values: Tensor
     mask: Tensor
 
     def __len__(self) -> int:
+        """Return the number of clips."""
         return len(self.values)
 
     def mean(self) -> Tensor:
-        """Mean over the real frames, (clips, channels); 0 where there is none."""
+        """Return the mean over the real frames, (clips, channels); 0 where there is none."""
         if self.values.shape[-2] == 1:
             return self.values.squeeze(-2).masked_fill(~self.mask, 0)
         mask = self.mask.unsqueeze(-1)
         return (self.values * mask).sum(dim=-2) / mask.sum(dim=-2).clamp(min=1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Padded":
-        """Apply a change of leading dimensions to values and mask."""
+        """Apply a function of the leading dimensions to values and mask."""
         return Padded(function(self.values), function(self.mask))
 
     def lengthened(self, frames: int) -> "Padded":
-        """Padded further, to so many frames."""
+        """Return the same sequences, padded to this many frames."""
         more = frames - self.mask.shape[-1]
         return Padded(pad(self.values, (0, 0, 0, more)), pad(self.mask, (0, more)))
 
-    def __getitem__(self, rows) -> "Padded":
+    def __getitem__(self, rows: Rows) -> "Padded":
+        """Return the chosen clips."""
         return Padded(self.values[rows], self.mask[rows])
 
 
@@ -53,15 +59,16 @@ class Batch:
     Attributes
     ----------
     modalities : dict of str to Padded
-        One entry a modality, named as backbones name their arguments ("audio", …).
+        One entry per modality, named as backbones name their arguments ("audio", …).
     targets : Tensor
         (clips,) int64 class indices; or (clips, ratings) float, NaN where a clip is not rated, for
         methods whose loss is ``inner_loop.task_loss``.
     classes : Tensor
         (classes,) bool; which of the protocol's classes, or ratings, the task of these clips has.
     domains : dict of str to Tensor
-        (clips,) int64 numbers of what an adversary should not hear, "speaker" and "corpus", unique
-        over the source tasks of a training; empty where nobody asks.
+        (clips,) int64 numbers of the "speaker" and the "corpus", which adversaries teach the
+        embeddings to hide. They are unique over the source tasks of a training; empty where no
+        method needs them.
     """
 
     modalities: dict[str, Padded]
@@ -70,15 +77,17 @@ class Batch:
     domains: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
+        """Return the number of clips."""
         return len(self.targets)
 
-    def __getitem__(self, rows) -> "Batch":
+    def __getitem__(self, rows: Rows) -> "Batch":
+        """Return the chosen clips."""
         chosen = {name: padded[rows] for name, padded in self.modalities.items()}
         domains = {name: numbers[rows] for name, numbers in self.domains.items()}
         return Batch(chosen, self.targets[rows], self.classes, domains)
 
     def to(self, device: str | torch.device) -> "Batch":
-        """The same clips on another device."""
+        """Return the same clips on another device."""
         moved = {
             name: padded.map(lambda x: x.to(device)) for name, padded in self.modalities.items()
         }
@@ -88,10 +97,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class EpisodeBatch:
-    """The tensors of one episode: a method adapts to ``support`` and is judged on ``query``.
+    """The tensors of one episode: a method adapts to ``support`` and is scored on ``query``.
 
-    In a stack of episodes (``stack``) every tensor has a leading dimension of tasks. ``other``
-    holds clips of another source task, for methods that ask for them (``hears_other``).
+    In a stack of episodes (see ``stack``) every tensor has a leading dimension of tasks.
+
+    Attributes
+    ----------
+    support : Batch
+        The clips to adapt to.
+    query : Batch
+        The clips to score.
+    other : Batch, optional
+        Clips of another source task, for methods that ask for them (``hears_other``).
     """
 
     support: Batch
@@ -99,23 +116,33 @@ class EpisodeBatch:
     other: Batch | None = None
 
     def map(self, function: Callable[[Batch], Batch]) -> "EpisodeBatch":
-        """Apply a function to every side."""
+        """Apply a function to support, query and, where there are any, the other clips."""
         other = None if self.other is None else function(self.other)
         return EpisodeBatch(function(self.support), function(self.query), other)
 
     def to(self, device: str | torch.device) -> "EpisodeBatch":
-        """The same episode on another device."""
+        """Return the same episode on another device."""
         return self.map(lambda batch: batch.to(device))
 
     def joined(self) -> Batch:
-        """Support and query as one batch, for methods that learn from all clips alike."""
+        """Return support and query as one batch, for methods that learn from all clips alike."""
         return join([self.support, self.query])
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Put the clips of batches, or of stacks of batches, one after the other into one.
+    """Put the clips of several batches, or of stacks of batches, into one.
 
-    It has the classes that any of them has.
+    Sequences are padded to the longest.
+
+    Parameters
+    ----------
+    batches : sequence of Batch
+        At least one, all with the same modalities and domains.
+
+    Returns
+    -------
+    Batch
+        The clips in the order given; ``classes`` has every class that one of the batches has.
     """
     modalities = {
         name: _join_padded([batch.modalities[name] for batch in batches])
@@ -132,7 +159,12 @@ def join(batches: Sequence[Batch]) -> Batch:
 
 
 def check_modalities(modalities: dict[str, Padded]) -> None:
-    """Refuse modalities that cannot be of the same clips; values are not looked at.
+    """Refuse modalities that do not have the same clips; only shapes are checked.
+
+    Parameters
+    ----------
+    modalities : dict of str to Padded
+        One entry per modality.
 
     Raises
     ------
@@ -142,22 +174,32 @@ def check_modalities(modalities: dict[str, Padded]) -> None:
     for name, padded in modalities.items():
         if padded.mask.shape[-1] == 0:
             raise ValueError(
-                f"modality {name!r} has sequences of at least 1 frame, but 0 came: what a clip "
-                "lacks is a row whose mask is all False, and what all clips lack is left out"
+                f"modality {name!r} must have sequences of at least 1 frame, not 0: for a clip "
+                "without it pass a row whose mask is all False; leave it out where no clip has it"
             )
     clips = {name: int(padded.mask.shape[-2]) for name, padded in modalities.items()}
     if len(set(clips.values())) > 1:
         raise ValueError(
-            f"all modalities must have one row a clip, but they have {clips} rows: what a clip "
-            "lacks is a row whose mask is all False"
+            f"all modalities must have one row per clip, not {clips} rows: for a clip without "
+            "a modality pass a row whose mask is all False"
         )
 
 
 def stack(episodes: Sequence[EpisodeBatch]) -> EpisodeBatch:
-    """Put episodes of equal size into one whose tensors have a leading dimension of tasks.
+    """Stack episodes of equal size into one whose tensors have a leading dimension of tasks.
 
     Sequences are padded to the longest. Methods take such a stack like an episode, and return one
-    loss a task.
+    loss per task.
+
+    Parameters
+    ----------
+    episodes : sequence of EpisodeBatch
+        At least one.
+
+    Returns
+    -------
+    EpisodeBatch
+        Tensors (tasks, clips, …).
 
     Raises
     ------
@@ -173,10 +215,19 @@ def stack(episodes: Sequence[EpisodeBatch]) -> EpisodeBatch:
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
-    """Put batches of equal size into one, see ``stack``."""
+    """Stack batches of equal size into one whose tensors are (tasks, clips, …); see ``stack``.
+
+    Raises
+    ------
+    ValueError
+        If the numbers of clips differ.
+    """
     sizes = {len(batch) for batch in batches}
     if len(sizes) > 1:
-        raise ValueError(f"batches to stack must have equally many clips, not {sorted(sizes)}")
+        raise ValueError(
+            f"batches to stack must have equally many clips, not {sorted(sizes)}: "
+            "stack those of equal size"
+        )
     modalities = {
         name: _stack_padded([batch.modalities[name] for batch in batches])
         for name in batches[0].modalities
@@ -190,7 +241,7 @@ def stack_batches(batches: Sequence[Batch]) -> Batch:
 
 
 def _equally_long(parts: Sequence[Padded]) -> list[Padded]:
-    """Pad all to the frames of the longest."""
+    """Pad all to the number of frames of the longest."""
     frames = max(part.mask.shape[-1] for part in parts)
     return [part.lengthened(frames) for part in parts]
 

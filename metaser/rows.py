@@ -6,8 +6,55 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 from filelock import FileLock
+
+
+class Row(TypedDict):
+    """One cell of a benchmark: one method of a setup on one target at one size with one seed."""
+
+    protocol: str
+    setup: str
+    method: str
+    target: str
+    task_version: int
+    language: str
+    synthetic: bool
+    sources: list[str]
+    shots: int | None
+    queries: int | None
+    fraction: float | None
+    seed: int
+    episodes: int
+    digest: str
+    speakers: str
+    normalise: str
+    frontend: str
+    backbone: str
+    uar: list[float]
+    macro_f1: list[float]
+    confusion: list[list[int]]
+    classes: list[str]
+    role: str
+    train_seconds: float
+    adapt_seconds: float
+    parameters: int
+    settings: NotRequired[str]
+    modalities: NotRequired[list[str]]
+    batch_norm: NotRequired[str]
+    chosen: NotRequired[dict[str, Any] | None]
+    skipped_episodes: NotRequired[int]
+    generated: NotRequired[dict[str, float]]
+    outside: NotRequired[dict[str, str]]
+    device: NotRequired[str]
+    metaser: NotRequired[str]
+    torch: NotRequired[str]
+    created: NotRequired[str]
+
+
+FIELDS = tuple(name for name in Row.__annotations__ if name in Row.__required_keys__)
+"""Fields that every row has; the others came later, or stand where they apply."""
 
 
 def append_row(path: Path, row: dict) -> None:
@@ -52,7 +99,7 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _without_nan(value):
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -200,7 +200,7 @@ def test_too_many_shots_and_queries_are_refused_with_class_count_and_remedy(make
         "holds 1 clips",
         "2 shots",
         "3 queries",
-        "need 5",
+        "must have 5 clips",
         "use fewer",
     ):
         assert part in message
@@ -221,12 +221,12 @@ def test_speakers_that_cannot_be_parted_are_refused(make_task):
     for part in (
         "5 speakers",
         "'sad' is the hardest",
-        "1 of them",
+        "1 of the speakers",
         "use fewer",
         "speakers = 'any'",
     ):
         assert part in message
-    assert "has 3 clips of each class" in _refused(task, CLASSES[:3], 1, 2, speakers="same")
+    assert "have 3 clips of each class" in _refused(task, CLASSES[:3], 1, 2, speakers="same")
 
 
 def test_fewer_than_two_classes_no_shots_and_strange_words_are_refused(task):

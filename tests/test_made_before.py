@@ -6,6 +6,7 @@ before the move.
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,10 @@ def test_features_are_looked_for_under_the_same_name(name, monkeypatch):
 
 
 def _protocol(results: Path) -> Protocol:
-    run = json.loads((results / "run.json").read_text(encoding="utf-8"))
-    return Protocol.model_validate(run["protocol"])
+    protocol = json.loads((results / "run.json").read_text(encoding="utf-8"))["protocol"]
+    for setup in protocol["setups"].values():  # what was chosen is no part of a protocol any more
+        setup.pop("sources_for", None)
+    return Protocol.model_validate(protocol)
 
 
 MEASURED = [path.parent for path in sorted(RESULTS.glob("*/run.json"))]
@@ -86,10 +89,21 @@ def test_committed_rows_keep_the_digests_of_their_settings(results):
     lines = (results / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     for row in map(json.loads, lines):
         if row["method"] in protocol.setups[row["setup"]].methods:
-            assert row["settings"] == settings(protocol, row["setup"], row["method"])
+            setup = protocol.setups[row["setup"]]
+            assert row["settings"] == settings(protocol, setup, row["method"])
 
 
 def test_trainings_keep_the_names_of_their_checkpoints():
     for name, key in GOLDEN["trainings"].items():
         folder, setup, method = name.split()
         assert training_key(method, _protocol(RESULTS / folder).setups[setup]) == key
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RESULTS.rglob("*.jsonl")), ids=lambda path: str(path.relative_to(RESULTS))
+)
+def test_every_committed_row_says_version_seed_and_task_version(path):
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        assert re.fullmatch(r"\d+\.\d+\.\d+.*", row.get("metaser") or row["version"])
+        assert row.get("seeds", row.get("seed")) not in (None, [])
+        assert row["task_version"] >= 1

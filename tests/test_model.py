@@ -40,7 +40,7 @@ def _normed() -> Normed:
 
 def test_batch_norm_is_refused_by_name():
     with pytest.raises(
-        ValueError, match=r"Normed has layers with running.*\(block\.1\).*'task'.*'gr"
+        ValueError, match=r"Normed must not have layers with running.*\(block\.1\).*'task'.*'gr"
     ):
         Model(_normed(), 4)
 

@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom, make their figures, and are stored without outputs."""
 
+import ast
 import os
 import re
 from collections.abc import Iterator
@@ -66,6 +67,16 @@ def test_stored_without_outputs(path):
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
         assert not cell.get("attachments")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_imports_nothing_of_metaser_but_its_public_names(path):
+    cells = nbformat.read(path, as_version=4).cells
+    source = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    nodes = list(ast.walk(ast.parse(source)))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert {name for name in modules if name.split(".")[0] == "metaser"} == {"metaser"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -16,6 +16,7 @@ import metaser
 from metaser import protocol, tasks
 from metaser.cli import app
 from metaser.methods import learn2learn
+from metaser.version import RELEASE, release
 
 ROOT = Path(__file__).parents[1]
 REPORT = ("report/report.html.jinja", "report/report.md.jinja")
@@ -67,10 +68,14 @@ def _blocks(language: str) -> list[str]:
 def test_version_is_the_same_everywhere(setup):
     assert setup["metadata"]["version"] == "attr: metaser.__version__"
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert re.search(r"^version: (.+)$", citation, re.MULTILINE)[1] == metaser.__version__
+    cited = re.search(r"^version: (.+)$", citation, re.MULTILINE)[1]
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    newest = re.search(r"^## \[(\d.*?)\]", changes, re.MULTILINE)[1]
-    assert newest == metaser.__version__
+    (newest, date), *older = re.findall(r"^## \[(\d.*?)\] - (.+)$", changes, re.MULTILINE)
+    assert newest == RELEASE == release(metaser.__version__)
+    if date == "unreleased":
+        (newest, date), *older = older
+    assert cited == newest
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", day) for day in (date, *dict(older).values()))
 
 
 def test_licence_is_the_same_everywhere(setup):
@@ -130,6 +135,8 @@ def test_tasks_protocols_and_templates_are_aboard(wheel):
 def test_nothing_else_is_aboard(wheel):
     assert {Path(name).suffix for name in wheel if name.startswith("metaser/")} == {
         ".py",
+        ".pyi",
+        ".typed",
         ".jinja",
         ".css",
         ".js",

@@ -101,11 +101,11 @@ def test_wrong_input_is_refused():
         stats.interval([])
     with pytest.raises(ValueError, match="no scores"):
         stats.interval([[1.0], []])
-    with pytest.raises(ValueError, match="got 0 levels"):
+    with pytest.raises(ValueError, match="not in 0 levels"):
         stats.interval(0.5)
-    with pytest.raises(ValueError, match="got 4 levels"):
+    with pytest.raises(ValueError, match="not in 4 levels"):
         stats.interval(np.zeros((1, 1, 1, 2)))
-    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95"):
+    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, not 95"):
         stats.interval([1.0, 2.0], confidence=95)
     with pytest.raises(ValueError, match="resamples must be at least 1"):
         stats.interval([1.0, 2.0], resamples=0)

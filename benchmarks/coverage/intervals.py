@@ -21,6 +21,7 @@ from metaser.adaptation.measure import measure, score_draws
 from metaser.adaptation.recipe import prepare, read_recipe, train_file
 from metaser.benchmark import restrict
 from metaser.features import extract
+from metaser.files import Places
 from metaser.tasks import read_task
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ def main(
 ) -> None:
     """Measure and write draws.csv and coverage.md."""
     recipe, console = read_recipe(), Console(stderr=True)
-    materials, raw = prepare(recipe, data, (), 1, cache, console)
+    materials, raw = prepare(recipe, Places.at(data, cache=cache), console)
     _, scored = measure(recipe, materials, raw, 0, checkpoints, console)
     known = [one.draw for one in scored if one.draw.shots]
     languages = {name: material.task.language for name, material in materials.items()}

@@ -20,6 +20,7 @@ from metaser.frontends import make_frontend
 from metaser.labelling import choose as labelling
 from metaser.methods.baselines import LogisticRegression
 from metaser.tasks import read_task
+from metaser.version import version
 
 HERE = Path(__file__).parents[1]
 CLASSES = ("angry", "happy", "neutral", "sad")
@@ -111,7 +112,8 @@ def _score_draws(corpus, choose, speakers: bool, count: int, sources: list, draw
         chosen = pool[choose(values, count, np.random.default_rng([*seed, count]), who)]
         uar.append(round(score(corpus, chosen, tested, sources), 5))
         missing.append(int(corpus.classes.sum()) - len(set(corpus.targets[chosen])))
-    return {"draws": draws, "uar": uar, "missing": missing}
+    seeds = list(range(draws))  # each with the corpus's checksum, see above
+    return {"draws": draws, "seeds": seeds, "uar": uar, "missing": missing, "metaser": version()}
 
 
 def report(found: list[dict]) -> str:

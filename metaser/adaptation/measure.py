@@ -71,6 +71,7 @@ def measure(
     seed: int,
     checkpoints: Path,
     console: Console,
+    *,
     draws: int = DRAWS,
 ) -> tuple[str, list[Scored]]:
     """Leave sources out in turn; return what was left out ("language", …) and all draws' scores."""

@@ -7,11 +7,12 @@ sources' features) and, after adaptation, ``model.*``, ``own.centre`` and ``own.
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -20,14 +21,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metaser import __version__
 from metaser.adaptation.expect import Band, Expected, Folds
 from metaser.batch import Batch, Padded
+from metaser.contracts import frontend_traits
 from metaser.features.table import OUTLIER, Features, enough_threads
-from metaser.frontends import make_frontend
+from metaser.files import whole
 from metaser.methods.inner_loop import Adapted
-from metaser.protocol.build import make_method
+from metaser.outside import digest_here
+from metaser.protocol.build import make_method, stored_frontend
 from metaser.protocol.schema import Setup
+from metaser.version import version
 
 FORMAT = 1
 """Raised when an older MetaSER could not read what is written."""
@@ -42,11 +45,13 @@ How it was chosen: benchmarks/README.md.
 """
 
 
-class _Strict(BaseModel):
+class Part(BaseModel):
+    """A part of the header; numbers may be NaN, and an unknown key is an error."""
+
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
 
-class SourceTask(_Strict):
+class SourceTask(Part):
     """A task that was learnt from."""
 
     name: str
@@ -60,7 +65,7 @@ class SourceTask(_Strict):
     speakers: int
 
 
-class Measured(_Strict):
+class Measured(Part):
     """Quality on left-out tasks after adapting to some clips a class; 0 is zero-shot.
 
     UAR with its 95 % interval (over tasks and draws), its chance level, expected calibration error
@@ -79,7 +84,7 @@ class Measured(_Strict):
     draws: int
 
 
-class Adaptation(_Strict):
+class Adaptation(Part):
     """To what a model was adapted."""
 
     name: str
@@ -103,7 +108,7 @@ class Adaptation(_Strict):
         return Expected(self.uar, self.low, self.high, self.folds, self.seen)
 
 
-class Header(_Strict):
+class Header(Part):
     """All that a model file says besides its numbers."""
 
     format: int
@@ -122,6 +127,7 @@ class Header(_Strict):
     quality: list[Measured]
     bands: list[Band]
     adaptation: Adaptation | None = None
+    outside: dict[str, str] = {}  # digests of the sources of classes that MetaSER has not
 
     @property
     def synthetic(self) -> bool:
@@ -230,8 +236,7 @@ class ModelFile:
         ModuleNotFoundError
             If it needs an extra that is not installed; the message names the command.
         """
-        made = make_frontend(self.header.setup.frontend)
-        return getattr(made, "extracted", made)
+        return stored_frontend(self.header.setup)
 
 
 def measured_at(header: Header, shots: int) -> Measured:
@@ -242,8 +247,8 @@ def measured_at(header: Header, shots: int) -> Measured:
 
 def library_versions(frontend: object) -> dict[str, str]:
     """Versions of the packages that decide a model's numbers."""
-    names = sorted({*LIBRARIES, *getattr(type(frontend), "LIBRARIES", ())})
-    return {name: version(name) for name in names}
+    names = sorted({*LIBRARIES, *frontend_traits(frontend).libraries})
+    return {name: package_version(name) for name in names}
 
 
 def other_versions(header: Header) -> list[str]:
@@ -251,7 +256,7 @@ def other_versions(header: Header) -> list[str]:
     found = []
     for name, theirs in header.libraries.items():
         try:
-            ours = version(name)
+            ours = package_version(name)
         except PackageNotFoundError:
             ours = "absent"
         if ours != theirs:
@@ -269,14 +274,10 @@ def save(path: str | Path, file: ModelFile) -> None:
         tensors |= {f"model.{name}": value for name, value in own.items()}
         tensors |= _constant_tensors("own", file.own)
     tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    header = {"metaser": file.header.model_dump_json()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    unused = set() if file.header.outside else {"outside"}
+    header = {"metaser": file.header.model_dump_json(exclude=unused)}
+    with whole(path) as part:
         save_file(tensors, part, metadata=header)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_header(path: str | Path) -> Header:
@@ -305,9 +306,17 @@ def load(path: str | Path) -> ModelFile:
     tensors, metadata = _open(path)
     header = _header(path, metadata)
 
-    def untrained():
-        classes, facts = len(header.classes), (header.channels, 0, header.domains)
-        return make_method(header.method, header.setup, classes, *facts)
+    _check_outside(path, header)
+
+    def untrained() -> Any:
+        return make_method(
+            header.method,
+            header.setup,
+            classes=len(header.classes),
+            stored=header.channels,
+            seed=0,
+            domains=header.domains,
+        )
 
     made = untrained()
     _fill(path, made, _below("method.", tensors))
@@ -318,6 +327,25 @@ def load(path: str | Path) -> ModelFile:
     _fill(path, model, _below("model.", tensors))
     present = torch.tensor([name in header.adaptation.classes for name in header.classes])
     return ModelFile(header, made, source, Adapted(model, present), _constants("own", tensors))
+
+
+def _check_outside(path: str | Path, header: Header) -> None:
+    """Refuse a file that needs classes which are not here, or not the ones it was made with.
+
+    Nothing that a file names is run unless its source is on this machine already, and the same.
+    """
+    for name, digest in header.outside.items():
+        try:
+            here = digest_here(name)
+        except (ModuleNotFoundError, FileNotFoundError, ValueError) as error:
+            raise type(error)(
+                f"{path} was made with {name!r}, a class that must be here to use the file: {error}"
+            ) from error
+        if here != digest:
+            raise ValueError(
+                f"{path} was made with another source of {name!r} (digest {digest}, here {here}): "
+                "use the version that the file was made with, or make the file again"
+            )
 
 
 def _learnt(module: nn.Module) -> dict[str, Tensor]:
@@ -355,7 +383,7 @@ def _fill(path: str | Path, module: nn.Module, state: dict[str, Tensor]) -> None
     if wrong:
         raise ValueError(
             f"{path}: the weights {', '.join(wrong[:3])} do not fit the model that this version of "
-            f"MetaSER ({__version__}) builds: use the version that the file was made with"
+            f"MetaSER ({version()}) builds: use the version that the file was made with"
         )
     module.load_state_dict(state, strict=False)
     module.eval()
@@ -367,7 +395,8 @@ def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"expected a model file that `metaser train` made, none at {path}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            names = file.keys()  # the only way to go through them
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
             f"{path} is cut off or is no model file ({error}): fetch or make it again"
@@ -384,7 +413,7 @@ def _header(path: str | Path, metadata: dict[str, str]) -> Header:
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{path} is of format {facts.get('format')}, made by MetaSER {facts.get('metaser')}; "
-            f"this is MetaSER {__version__}, which reads format {FORMAT}: install the other version"
+            f"this is MetaSER {version()}, which reads format {FORMAT}: install the other version"
         )
     try:
         return Header.model_validate_json(metadata["metaser"])

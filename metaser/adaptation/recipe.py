@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from metaser import __version__
 from metaser.adaptation.model_file import (
     FORMAT,
     Constants,
@@ -18,30 +17,43 @@ from metaser.adaptation.model_file import (
     library_versions,
 )
 from metaser.benchmark.materials import Material, count_domains, gather
-from metaser.benchmark.plan import Job, present_tasks, restrict
+from metaser.benchmark.plan import Job, present_tasks
 from metaser.benchmark.trainings import train_job
+from metaser.contracts import extracted, method_traits
 from metaser.features.extraction import extract
 from metaser.features.table import Features, enough_threads
-from metaser.frontends import make_frontend
+from metaser.files import Places
 from metaser.naming import nearest
-from metaser.protocol.build import make_method, method_type, settle
+from metaser.outside import pinned
+from metaser.protocol.build import Settled, make_method, method_type, outside_sources, settle
 from metaser.protocol.schema import Protocol, Setup, read_protocol
 from metaser.tasks.task import Task
+from metaser.version import version
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained: one method of one setup of a protocol."""
+    """What is trained: one method of one setup of a protocol.
+
+    Attributes
+    ----------
+    protocol : Protocol
+        As read, with this setup alone, the wanted sources and no targets.
+    setup_name, method : str
+        Names of the setup and of the method.
+    settled : Settled
+        The setup with this method alone, and its front end.
+    """
 
     protocol: Protocol
     setup_name: str
     method: str
+    settled: Settled
 
     @property
     def setup(self) -> Setup:
         """The setup with this method alone."""
-        setup = self.protocol.setups[self.setup_name]
-        return setup.model_copy(update={"methods": {self.method: setup.methods[self.method]}})
+        return self.settled.setup
 
 
 def read_recipe(
@@ -75,50 +87,57 @@ def read_recipe(
             f"{plan.name} has no setup {name!r}.{nearest(name, plan.setups)} It has "
             f"{', '.join(plan.setups)}"
         )
-    # Alone: another setup may need packages that are not installed.
-    plan = settle(plan.model_copy(update={"setups": {name: plan.setups[name]}}))
-    known = plan.setups[name].methods
-    if method not in known:
+    chosen = plan.setups[name]
+    if method not in chosen.methods:
         raise ValueError(
-            f"setup {name!r} of {plan.name} has no method {method!r}.{nearest(method, known)} "
-            f"It has {', '.join(known)}"
+            f"setup {name!r} of {plan.name} has no method {method!r}."
+            f"{nearest(method, chosen.methods)} It has {', '.join(chosen.methods)}"
         )
-    kind, arguments = method_type(method, plan.setups[name])
-    if not hasattr(kind, "loss") or not arguments.get("pretrain", True):
+    with pinned(plan.files):
+        _check_method(method, chosen)
+        _check_setup(name, chosen)
+        # Alone: another setup may need packages that are not installed.
+        alone = chosen.model_copy(update={"methods": {method: chosen.methods[method]}})
+        changes = {"setups": {name: alone}, "targets": []}
+        if sources:
+            changes["sources"] = list(dict.fromkeys(sources))
+        plan = plan.model_copy(update=changes)
+        return Recipe(plan, name, method, settle(plan)[name])
+
+
+def _check_method(method: str, setup: Setup) -> None:
+    """Refuse a method that cannot go into a file."""
+    kind, arguments = method_type(method, setup)
+    if not method_traits(kind, arguments).learns:
         raise ValueError(f"{method!r} trains no network: choose one such as inner_loop_alone")
     if arguments.get("rehearsal"):
         raise ValueError(
             f"{method!r} needs the sources' clips to adapt, which a model file must not hold: "
             "choose one without rehearsal, such as inner_loop_alone"
         )
-    if list(plan.setups[name].frontends) != ["audio"]:
-        read = " and ".join(plan.setups[name].frontends)
+
+
+def _check_setup(name: str, setup: Setup) -> None:
+    """Refuse a setup that a model file cannot hold."""
+    if list(setup.frontends) != ["audio"]:
+        read = " and ".join(setup.frontends)
         raise ValueError(f"a model file hears audio alone, but setup {name!r} reads {read}")
-    if plan.setups[name].normalise == "speaker":
+    if setup.normalise == "speaker":
         raise ValueError("a model file normalises by the given clips: set normalise = 'corpus'")
-    if sources:
-        plan = plan.model_copy(update={"sources": list(dict.fromkeys(sources))})
-    return Recipe(plan.model_copy(update={"targets": []}), name, method)
 
 
 def prepare(
-    recipe: Recipe,
-    data: Path | None,
-    folders: Sequence[Path],
-    jobs: int,
-    cache: Path | None,
-    console: Console,
+    recipe: Recipe, places: Places, console: Console
 ) -> tuple[dict[str, Material], dict[str, Features]]:
-    """The sources that are present, as they are learnt from, and their features as extracted."""
-    tasks, absent = present_tasks(recipe.protocol, data, folders)
+    """Return the sources that are present, as they are learnt from, and their raw features."""
+    tasks, absent = present_tasks(recipe.protocol, places)
     for name in absent:
         console.print(f"{name} is not present and is left out", highlight=False)
-    tasks = {name: restrict(task, recipe.protocol.classes) for name, task in tasks.items()}
     console.print(f"hearing {', '.join(tasks)}", highlight=False)
     job = Job(recipe.setup_name, (recipe.method,), tuple(tasks), (), 0)
-    materials = gather(recipe.setup, [job], tasks, cache, jobs, console)
-    frontend = make_frontend(recipe.setup.frontend)
-    raw = {name: extract(task, frontend, cache) for name, task in tasks.items()}
+    materials = gather(recipe.settled, [job], tasks, places, progress=console.is_terminal)
+    frontend = recipe.settled.frontends["audio"]
+    raw = {name: extract(task, frontend, places.cache) for name, task in tasks.items()}
     return materials, raw
 
 
@@ -134,14 +153,21 @@ def train_file(
     job = Job(recipe.setup_name, (recipe.method,), tuple(materials), (), seed)
     channels = {"audio": next(iter(raw.values())).values.shape[2]}
     domains = count_domains([material.task for material in materials.values()])
-    method = make_method(recipe.method, setup, len(classes), channels, seed, domains)
+    method = make_method(
+        recipe.method,
+        setup,
+        classes=len(classes),
+        stored=channels,
+        seed=seed,
+        domains=domains,
+    )
     with enough_threads(next(iter(raw.values()))):
-        train_job(method, recipe.protocol, setup, job, materials, checkpoints)
-    frontend = make_frontend(setup.frontend)
+        train_job(method, recipe.protocol, setup, job, materials, checkpoints=checkpoints)
+    frontend = extracted(recipe.settled.frontends["audio"])
     header = Header(
         format=FORMAT,
-        metaser=__version__,
-        libraries=library_versions(getattr(frontend, "extracted", frontend)),
+        metaser=version(),
+        libraries=library_versions(frontend),
         protocol=recipe.protocol.name,
         setup_name=recipe.setup_name,
         setup=setup,
@@ -154,6 +180,7 @@ def train_file(
         left_out="",
         quality=[],
         bands=[],
+        outside=outside_sources(setup, recipe.method),
     )
     return ModelFile(header, method, _source_constants(raw.values()))
 

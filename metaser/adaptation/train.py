@@ -1,7 +1,6 @@
-"""?"""
+"""Train a model for others to adapt, after measuring it on languages left out in turn."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,16 +13,16 @@ from metaser.adaptation.model_file import (
     save,
 )
 from metaser.adaptation.recipe import Recipe, prepare, train_file
+from metaser.files import Places
+from metaser.outside import pinned
 
 
 def train_model(
     out: str | Path,
     recipe: Recipe,
-    data: Path | None = None,
-    folders: Sequence[Path] = (),
+    places: Places | None = None,
+    *,
     seed: int = 0,
-    jobs: int = 1,
-    cache: Path | None = None,
     console: Console | None = None,
     draws: int = DRAWS,
 ) -> Header:
@@ -41,16 +40,14 @@ def train_model(
         The file.
     recipe : Recipe
         What to train.
-    data, folders, cache
-        See ``metaser.benchmark.run``.
+    places : Places, optional
+        Corpora, task folders, feature cache, and processes that extract features.
     seed : int
         Of trainings and draws.
-    jobs : int
-        Processes that extract features.
     console : rich.console.Console, optional
-        Where progress is told.
+        Where progress is printed.
     draws : int
-        Draws a left-out task and number of shots; fewer make the intervals less sure.
+        Draws per left-out task and number of shots; fewer make the intervals less sure.
 
     Returns
     -------
@@ -58,17 +55,18 @@ def train_model(
         What the file says about itself.
     """
     out, console = Path(out), console or Console(stderr=True)
-    materials, raw = prepare(recipe, data, folders, jobs, cache, console)
     checkpoints = out.with_name(f"{out.name}.checkpoints")
-    kind, scored = measure(recipe, materials, raw, seed, checkpoints, console, draws)
-    console.print(f"training on {', '.join(materials)}", highlight=False)
-    file = train_file(recipe, materials, raw, seed, checkpoints / "all")
-    found = {
+    with pinned(recipe.protocol.files):
+        materials, raw = prepare(recipe, places or Places(), console)
+        kind, scored = measure(recipe, materials, raw, seed, checkpoints, console, draws=draws)
+        console.print(f"training on {', '.join(materials)}", highlight=False)
+        file = train_file(recipe, materials, raw, seed, checkpoints / "all")
+    worth = {
         "quality": measure_quality(scored),
         "bands": fit_bands([one.draw for one in scored if one.draw.shots]),
         "left_out": kind,
     }
-    file = replace(file, header=file.header.model_copy(update=found))
+    file = replace(file, header=file.header.model_copy(update=worth))
     save(out, file)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return file.header

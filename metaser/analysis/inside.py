@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import pandas as pd
-from rich.console import Console
 from torch import nn
 
 from metaser import stats
@@ -18,6 +17,7 @@ from metaser.features.table import normalise
 from metaser.frontends import make_frontend
 from metaser.methods.inner_loop import predictor
 from metaser.metrics import uar
+from metaser.protocol.build import settle
 from metaser.recording import Situation
 
 SHOTS = 5
@@ -81,8 +81,9 @@ def train_once(pool: Pool, setup: str, seed: int = 0) -> Trained:
         sources = [name for name in sources if name in pool.sources(target)]
     own = pool.protocol.setups[setup]
     job = Job(setup, (next(iter(own.methods)),), tuple(sources), tuple(targets), seed)
-    materials = gather(own, [job], pool.tasks, pool.cache, pool.jobs, Console(quiet=True))
-    method = train_method(job.methods[0], pool.protocol, job, materials)
+    settled = settle(pool.protocol)[setup]
+    materials = gather(settled, [job], pool.tasks, pool.places)
+    method = train_method(job.methods[0], pool.protocol, settled.setup, job, materials)
     return Trained(pool, setup, method, materials, seed)
 
 
@@ -107,7 +108,9 @@ def corrupted(trained: Trained, target: str) -> pd.DataFrame:
     model = trained.method.model
     found: dict[tuple[str, int], list[float]] = {}
     for name, situation in CORRUPTIONS.items():
-        heard = extract(task, frontend, pool.cache, situation, pool.jobs)
+        heard = extract(
+            task, frontend, pool.places.cache, situation=situation, jobs=pool.places.jobs
+        )
         heard = normalise(heard, task, own.normalise)
         for index in range(pool.protocol.episodes.count):
             episode = sampler.episode(index)

@@ -1,7 +1,5 @@
 """The study of similarity: measure all that its report shows."""
 
-import os
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from metaser.analysis.transfer import (
     measure,
     open_pool,
 )
+from metaser.files import Places, write_table
 
 FRONTENDS = {
     "statistics": {"name": "statistics"},
@@ -41,22 +40,15 @@ def predictors(pool: Pool, console: Console) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["target", "source", "predictor", "score"])
 
 
-def study(
-    out: Path,
-    data: Path | None = None,
-    folders: Sequence[Path] = (),
-    cache: Path | None = None,
-    jobs: int = 1,
-    console: Console | None = None,
-) -> None:
-    """Measure all that the report of ``similarity_report`` shows, as CSV files in ``out``.
+def study(out: Path, places: Places | None = None, console: Console | None = None) -> None:
+    """Measure all that the page of ``analysis.report`` shows, as CSV files in ``out``.
 
     ``pairs.csv`` is the measured transfer, ``scores.csv`` what predicts it, ``agreement.csv`` how
     well; ``layers.csv`` and ``corruptions.csv`` look into the networks of the protocol ``layers``.
     What ``out`` holds of the measured transfer is not measured again.
     """
     console = console or Console(stderr=True)
-    pool = open_pool(None, PROTOCOL, data, folders, cache, jobs)
+    pool = open_pool(None, PROTOCOL, places)
     pairs = measure(pool, out, console=console)
     write_table(out / "pairs.csv", pairs)
     scores = predictors(pool, console)
@@ -66,7 +58,7 @@ def study(
         rivals = pd.concat([scores, controls(pool, own)])
         tables.append(agreement(rivals, own).assign(method=method))
     write_table(out / "agreement.csv", pd.concat(tables))
-    inside = open_pool(None, INSIDE, data, folders, cache, jobs)
+    inside = open_pool(None, INSIDE, places)
     layers, corruptions = [], []
     for setup in inside.protocol.setups:
         console.print(f"inside {setup}", highlight=False)
@@ -76,11 +68,3 @@ def study(
             corruptions += [corrupted(trained, target) for target in inside.targets()]
     write_table(out / "layers.csv", pd.concat(layers))
     write_table(out / "corruptions.csv", pd.concat(corruptions))
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a CSV file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    table.to_csv(part, index=False, float_format="%.6g")
-    os.replace(part, path)

@@ -15,15 +15,17 @@ from rich.console import Console
 from scipy.stats import spearmanr
 
 from metaser import stats
-from metaser.benchmark.harness import run
-from metaser.benchmark.plan import present_tasks, restrict
+from metaser.benchmark.harness import Run
+from metaser.benchmark.harness import measure as run_benchmark
+from metaser.benchmark.plan import present_tasks
 from metaser.features.distances import Clips, clips_of, compare
 from metaser.features.extraction import extract
 from metaser.features.table import normalise
+from metaser.files import Places
 from metaser.frontends import make_frontend
 from metaser.protocol.schema import Protocol, read_protocol
 from metaser.rows import read_rows
-from metaser.tasks.task import Task, read_task
+from metaser.tasks.task import Task, read_task, require_audio
 
 PROTOCOL, INSIDE, CORRUPTED = "similarity", "layers", "statistics_mlp"
 """Bundled protocols of transfer and of looking inside; the set-up that is heard corrupted."""
@@ -42,20 +44,13 @@ class Pool:
         Gives classes, sources and set-ups.
     tasks : dict of str to Task
         Those that are present, with the clips of the protocol's classes only.
-    data, cache : Path or None
-        Data root and feature cache.
-    folders : sequence of Path
-        Folders of further tasks.
-    jobs : int
-        Processes.
+    places : Places
+        Data root, task folders, feature cache and number of processes.
     """
 
     protocol: Protocol
     tasks: dict[str, Task]
-    data: Path | None
-    folders: Sequence[Path]
-    cache: Path | None
-    jobs: int
+    places: Places
 
     def sources(self, target: str) -> list[str]:
         """The present sources of other languages than the target's."""
@@ -71,10 +66,7 @@ class Pool:
 def open_pool(
     target: str | None = None,
     protocol: str = PROTOCOL,
-    data: Path | None = None,
-    folders: Sequence[Path] = (),
-    cache: Path | None = None,
-    jobs: int = 1,
+    places: Places | None = None,
 ) -> Pool:
     """Read the tasks of a protocol, and a target that it may not name.
 
@@ -86,14 +78,9 @@ def open_pool(
     ValueError
         If the target has no clip of the protocol's classes.
     """
-    plan = read_protocol(protocol)
+    plan, places = read_protocol(protocol), places or Places()
     if target is not None:
-        found = read_task(target, data, folders)
-        if found.table is None:
-            raise FileNotFoundError(
-                f"the audio of {found.name} is not present, and a distance needs to hear it: obtain"
-                f" it from {found.homepage} and name the folder above it by --data or METASER_DATA"
-            )
+        found = require_audio(read_task(target, places.data, places.folders))
         if not found.table["emotion"].isin(plan.classes).any():
             raise ValueError(
                 f"{found.name} has none of the classes {plan.classes}, only {list(found.counts)}: "
@@ -101,9 +88,8 @@ def open_pool(
             )
         targets = dict.fromkeys([*plan.targets, found.name])
         plan = plan.model_copy(update={"targets": list(targets)})
-    tasks, _ = present_tasks(plan, data, folders)
-    tasks = {name: restrict(task, plan.classes) for name, task in tasks.items()}
-    pool = Pool(plan, tasks, data, folders, cache, jobs)
+    tasks, _ = present_tasks(plan, places)
+    pool = Pool(plan, tasks, places)
     if target is not None and not pool.sources(found.name):
         raise FileNotFoundError(
             f"no source task of another language than {found.name}'s is present; the protocol has "
@@ -117,7 +103,7 @@ def hear(pool: Pool, frontend: dict, names: Sequence[str], view: str) -> dict[st
     made = make_frontend(frontend)
     found = {}
     for name in names:
-        features = extract(pool.tasks[name], made, pool.cache, jobs=pool.jobs)
+        features = extract(pool.tasks[name], made, pool.places.cache, jobs=pool.places.jobs)
         features = normalise(features, pool.tasks[name], view)
         found[name] = clips_of(pool.tasks[name], features)
     return found
@@ -168,10 +154,16 @@ def measure(
         wanted = [name for name in others if not targets or name in targets]
         if wanted:
             alone = pool.protocol.model_copy(update={"sources": [source], "targets": others})
-            places = {"data": pool.data, "task_folders": pool.folders, "cache": pool.cache}
-            command = f"metaser similarity, {source} alone"
-            options = {"jobs": pool.jobs, "command": command, "console": console}
-            run(alone, out / source, targets=wanted, **places, **options)
+            run_benchmark(
+                Run(
+                    protocol=alone,
+                    out=out / source,
+                    places=pool.places,
+                    targets=tuple(wanted),
+                    command=f"metaser similarity, {source} alone",
+                    console=console or Console(stderr=True),
+                )
+            )
     return transfer(out)
 
 
@@ -264,7 +256,7 @@ def controls(pool: Pool, pairs: pd.DataFrame) -> pd.DataFrame:
 def agreement(
     scores: pd.DataFrame, pairs: pd.DataFrame, resamples: int = 500, seed: int = 0
 ) -> pd.DataFrame:
-    """Does a predictor rank the sources as measured transfer does?
+    """Measure whether a predictor ranks the sources as measured transfer does.
 
     Parameters
     ----------

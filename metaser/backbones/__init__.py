@@ -1,10 +1,12 @@
 """Backbones: padded frames become an embedding. ``BACKBONES`` maps names to constructors."""
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from metaser.backbones.autoencoder import Autoencoder
 from metaser.backbones.gated_recurrent import GatedRecurrent
@@ -17,9 +19,12 @@ from metaser.backbones.recurrent import Recurrent
 from metaser.backbones.replknet import RepLKNet
 from metaser.backbones.resnet18 import ResNet18
 from metaser.backbones.segment_sequence import SegmentSequence
-from metaser.naming import nearest
+from metaser.batch import Padded
+from metaser.contracts import check_backbone, modalities_of
+from metaser.naming import check_arguments, construct
+from metaser.outside import lookup
 
-BACKBONES = {
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "daae": Autoencoder,
     "gru_attention": GatedRecurrent,
     "key_sparse_transformer": KeySparseTransformer,
@@ -77,46 +82,134 @@ BACKBONES = {
 }
 
 
+class Plain(nn.Module):
+    """A module from vectors to vectors as a backbone: it is given the mean frame of each clip.
+
+    Parameters
+    ----------
+    module : nn.Module
+        From (clips, channels) to (clips, dim).
+    channels : int
+        Numbers per vector that it is given.
+    name : str
+        What it is called in messages.
+
+    Raises
+    ------
+    ValueError
+        If it does not turn such vectors into vectors.
+    """
+
+    def __init__(self, module: nn.Module, channels: int, name: str = "module") -> None:
+        super().__init__()
+        self.module = module
+        self.channels = {"audio": channels}
+        try:
+            with torch.no_grad():
+                vectors = module(torch.zeros(2, channels))
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"the backbone {name!r} must turn vectors (clips, {channels}) into vectors "
+                f"(clips, dim), but fails on them: {error}"
+            ) from error
+        if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(vectors) != 2:
+            shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+            raise ValueError(
+                f"the backbone {name!r} must turn vectors (2, {channels}) into vectors (2, dim), "
+                f"not {shape}: return one embedding per clip, or write forward(audio: Padded)"
+            )
+        self.dim = vectors.shape[1]
+
+    def forward(self, audio: Padded) -> Tensor:
+        """Return embeddings (clips, dim) of the mean frame of each clip."""
+        return self.module(audio.mean())
+
+
 def make_backbone(arguments: dict[str, Any], channels: int | dict[str, int]) -> nn.Module:
     """Build a backbone from its name and arguments, e.g. ``{"name": "recurrent", "hidden": 64}``.
 
     A backbone inside another is written likewise:
-    ``{"name": "segment_sequence", "inner": {"name": "gru_attention", "hidden": 20}}``.
+    ``{"name": "segment_sequence", "inner": {"name": "gru_attention", "hidden": 20}}``. A module of
+    one's own whose ``forward`` takes vectors is wrapped, see ``Plain``.
 
     Parameters
     ----------
     arguments : dict
-        "name", an entry of ``BACKBONES``, and arguments of its constructor.
+        "name", an entry of ``BACKBONES`` or where a class of one's own is, and arguments of its
+        constructor.
     channels : int or dict of str to int
         Channels of the front end, or of each modality.
 
     Raises
     ------
     ValueError
-        If there is no such backbone, or it has no such argument (the nearest known one is named),
-        or an argument does not fit.
+        If there is no such backbone or argument (the nearest known one is named), or an argument
+        does not fit, or a class from outside is no backbone.
+    ModuleNotFoundError, FileNotFoundError
+        If it comes from outside and is not there.
     """
-    try:
-        return _constructor(arguments)(channels)
-    except TypeError as error:
-        raise ValueError(f"backbone {arguments['name']!r}: {error}") from error
-
-
-def _constructor(arguments: dict[str, Any]) -> partial:
+    check_backbone_arguments(arguments)
     arguments = dict(arguments)
-    name = arguments.pop("name", None)
-    if name not in BACKBONES:
-        raise ValueError(
-            f"backbone must be one of {sorted(BACKBONES)}, not {name!r}."
-            f"{nearest(str(name), BACKBONES)}"
-        )
-    known = set(inspect.signature(BACKBONES[name]).parameters) - {"channels"}
-    for key in arguments:
-        if key not in known:
-            raise ValueError(
-                f"backbone {name!r} has no argument {key!r}.{nearest(key, known)} "
-                f"It has {sorted(known)}"
-            )
+    name = arguments.pop("name")
+    what = f"backbone {name!r}"
+    make = backbone_class(name)
     if "name" in arguments.get("inner", {}):
-        arguments["backbone"] = _constructor(arguments.pop("inner"))
-    return partial(BACKBONES[name], **arguments)
+        inner = dict(arguments.pop("inner"))
+        arguments["backbone"] = partial(_inside, inner)
+    if not _is_plain(make):
+        return construct(make, arguments, what, channels)
+    if not isinstance(channels, int):
+        raise ValueError(
+            f"{what} takes vectors of the audio, so the setup must give the audio alone, not "
+            f"{' and '.join(channels)}"
+        )
+    return Plain(construct(make, arguments, what, channels), channels, str(name))
+
+
+def check_backbone_arguments(arguments: dict[str, Any]) -> None:
+    """Refuse a wrong name or argument of a backbone, or of one inside it, without building it.
+
+    Raises
+    ------
+    ValueError, ModuleNotFoundError, FileNotFoundError
+        As in ``make_backbone``.
+    """
+    name = arguments.get("name")
+    make = backbone_class(name)
+    inner = arguments.get("inner", {})
+    hidden = {next(iter(inspect.signature(make).parameters))}  # the channels, whatever their name
+    if "name" in inner:
+        check_backbone_arguments(inner)
+        hidden |= {"inner", "backbone"}
+    given = {key: value for key, value in arguments.items() if key not in ("name", *hidden)}
+    check_arguments(make, given, f"backbone {name!r}", hidden=hidden)
+
+
+def backbone_class(name: object) -> Callable[..., nn.Module]:
+    """Return the class, or the entry with presets, that a backbone's name stands for.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it is no ``nn.Module``.
+    ModuleNotFoundError, FileNotFoundError
+        If it comes from outside and is not there.
+    """
+    make = lookup(name, BACKBONES, "metaser.backbones", "backbone")
+    check_backbone(make, str(name))
+    return make
+
+
+def takes_modalities(name: object) -> dict[str, bool]:
+    """Return the modalities that a backbone takes, each with whether it needs it."""
+    make = backbone_class(name)
+    return {"audio": True} if _is_plain(make) else modalities_of(make)
+
+
+def _inside(arguments: dict[str, Any], channels: int, **more: Any) -> nn.Module:
+    return make_backbone({**arguments, **more}, channels)
+
+
+def _is_plain(make: Callable[..., nn.Module]) -> bool:
+    """Return whether a module takes vectors: the arguments of ``forward`` are no modalities."""
+    return not modalities_of(make)

@@ -54,7 +54,7 @@ class Autoencoder(nn.Module):
         heads: int = 4,
         kernel: int = 3,
         dropout: float = 0.0,
-    ):
+    ) -> None:
         check_at_least(1, width=width, tokens=tokens, heads=heads, kernel=kernel)
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, so that frames keep their place, not {kernel}")

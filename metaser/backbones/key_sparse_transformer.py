@@ -85,7 +85,7 @@ class KeySparseTransformer(nn.Module):
         pool: int = 4,
         dropout: float = 0.0,
         dense_dropout: float = 0.0,
-    ):
+    ) -> None:
         channels = audio_and_text(channels)
         widths = dict.fromkeys(channels, width) if isinstance(width, int) else width
         if not set(channels) <= set(widths):
@@ -154,7 +154,7 @@ class Stream(nn.Module):
         vanilla_layers: int,
         cross_blocks: int,
         sparse_layers: int,
-    ):
+    ) -> None:
         super().__init__()
         self.input = nn.Linear(channels, width)
         self.norm = nn.LayerNorm(width)
@@ -199,7 +199,7 @@ class Layer(nn.Module):
         heads: int,
         expansion: float,
         dropout: float,
-    ):
+    ) -> None:
         super().__init__()
         hidden = max(1, round(expansion * width))
         self.attention = KeySparseAttention(width, heads, keep_rate, other_width, dropout)
@@ -250,7 +250,7 @@ class KeySparseAttention(nn.Module):
         keep_rate: float,
         key_width: int | None = None,
         dropout: float = 0.0,
-    ):
+    ) -> None:
         if width % heads or width % 2:
             raise ValueError(
                 f"a stream's width must be even and divisible by its {heads} heads, not {width}"

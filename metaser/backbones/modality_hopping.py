@@ -60,7 +60,7 @@ class ModalityHopping(nn.Module):
         hops: int = 3,
         streams: Sequence[int] | None = None,
         pool: int = 4,
-    ):
+    ) -> None:
         channels = {"audio": channels} if isinstance(channels, int) else channels
         if not channels or not set(channels) <= set(MODALITIES):
             raise ValueError(f"channels must name some of {MODALITIES}, not {list(channels)}")

@@ -68,7 +68,7 @@ class MultimodalTransformer(nn.Module):
         dropout: float = 0.0,
         pool: int = 4,
         dialogue: bool = False,
-    ):
+    ) -> None:
         channels = audio_and_text(channels)
         check_at_least(0, layers=layers, context=context)
         check_at_least(1, pool=pool)
@@ -140,7 +140,7 @@ class Context(nn.Module):
         Units of each direction.
     """
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.gru = nn.GRU(channels, hidden, 2, batch_first=True, bidirectional=True)
         self.ahead, self.back = (nn.Linear(hidden, hidden, bias=False) for _ in range(2))
@@ -174,7 +174,7 @@ class EncoderLayer(nn.Module):
         Share dropped while training, in [0, 1).
     """
 
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float):
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
         self.attention = nn.Linear(width, 3 * width)  # queries, keys and values

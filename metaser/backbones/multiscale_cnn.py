@@ -50,7 +50,7 @@ class MultiscaleCNN(nn.Module):
         kernels: Sequence[int] = (5, 7, 9, 11),
         filters: int = 32,
         text_kernels: Sequence[int] = (2, 3, 4, 5),
-    ):
+    ) -> None:
         channels = audio_and_text(channels)
         if any(size % 2 == 0 for size in kernels):
             raise ValueError(f"kernels must be odd, so that frames keep their place, not {kernels}")

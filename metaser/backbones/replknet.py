@@ -1,7 +1,8 @@
-"""RepLKNet: few, very large depthwise convolutions, each with a small one beside it."""
+"""RepLKNet: few, very large depthwise convolutions, each with a small parallel one."""
 
 import copy
 from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from metaser.backbones.maps import ClipNorm, Convolution, convolve
 from metaser.batch import Padded
 
 Size = tuple[int, int]
+"""Frames and bands of a kernel."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class RepLKNet(nn.Module):
@@ -20,32 +24,32 @@ class RepLKNet(nn.Module):
 
     The network sees the frames as a picture of one colour, frames x channels. As in the paper, a
     stem and each later stage halve both sides, and a stage alternates a large-kernel block with a
-    ConvFFN block; the mean over what is left of frames and bands is the embedding. Unlike the
-    paper, BatchNorm, whose statistics would leak from one episode into the next, gives way to
-    ``ClipNorm``, and the depthwise kernels have an offset only, without a normalisation of their
-    own: so a large kernel and the small one beside it stay one kernel at any time (``merged``).
+    ConvFFN block. The embedding is the mean over the remaining frames and bands. There are two
+    differences from the paper. ``ClipNorm`` replaces BatchNorm, whose statistics would leak from
+    one episode into the next. And the depthwise kernels have an offset, but no normalisation each,
+    so that a large kernel and its small one can be merged into one at any time (``merged``).
 
     The defaults are for few clips: 8 x 8 values become one place, and kernels are long in time and
-    short in frequency. At 10 ms a frame the first kernel spans 2.5 s.
+    short in frequency. At 10 ms per frame the first kernel spans 2.5 s.
 
     Parameters
     ----------
     channels : int
-        Channels of the front end, best in the order of their frequency. Any number fits: the
-        parameters do not depend on it.
+        Channels of the front end, best in the order of their frequency. Any number is possible:
+        the parameters do not depend on it.
     widths : sequence of int
-        Channels of the maps, one entry a stage.
+        Channels of the maps, one entry per stage.
     kernels : sequence of (int, int)
-        Odd sizes in frames and bands of the large kernels, one entry a stage.
+        Odd sizes in frames and bands of the large kernels, one entry per stage.
     small : int
         Odd size of the small kernels on both sides.
     blocks : sequence of int, optional
-        Pairs of blocks, one entry a stage; without it one each.
+        Pairs of blocks, one entry per stage; one pair each by default.
     stride : int
         Stride of the first convolution; the paper's is 2.
     drop_path : float
-        Share of clips that skip the last block while training, in [0, 1). It rises evenly from 0
-        at the first.
+        Share of clips that skip the last block while training, in [0, 1). It grows evenly from 0
+        at the first block.
 
     Raises
     ------
@@ -67,18 +71,18 @@ class RepLKNet(nn.Module):
         blocks: Sequence[int] | None = None,
         stride: int = 4,
         drop_path: float = 0.0,
-    ):
+    ) -> None:
         blocks = [1] * len(widths) if blocks is None else blocks
         if not len(widths) == len(kernels) == len(blocks):
             raise ValueError(
-                "widths, kernels and blocks need one entry a stage each, not "
-                f"{len(widths)}, {len(kernels)} and {len(blocks)} entries"
+                "widths, kernels and blocks must have one entry per stage each, not "
+                f"{len(widths)}, {len(kernels)} and {len(blocks)} entries: make them equally long"
             )
         for size in kernels:
             if small % 2 == 0 or any(side % 2 == 0 or side < small for side in size):
                 raise ValueError(
                     "kernels must be odd, so that frames keep their place, and at least as large "
-                    f"as the small one, not {tuple(size)} beside {small}"
+                    f"as the small one, not {tuple(size)} with {small}: choose other sizes"
                 )
         super().__init__()
         self.channels = {"audio": channels}
@@ -109,15 +113,16 @@ class RepLKNet(nn.Module):
         """Return embeddings (clips, dim)."""
         mask = audio.mask
         maps = audio.values.masked_fill(~mask.unsqueeze(-1), 0).unsqueeze(-1)
-        for layer in (*self.stem, *(layer for stage in self.stages for layer in stage)):
+        stages = [cast(nn.ModuleList, stage) for stage in self.stages]
+        for layer in (*self.stem, *(layer for stage in stages for layer in stage)):
             maps, mask = layer(maps, mask)
         return masked_mean(self.norm(maps, mask).mean(dim=2), mask)
 
 
 class LargeKernelBlock(nn.Module):
-    """Pointwise, large depthwise and again pointwise convolution, added to what came in."""
+    """Pointwise, large depthwise and again pointwise convolution, added to the input."""
 
-    def __init__(self, width: int, size: Size, small: int, drop_path: float):
+    def __init__(self, width: int, size: Size, small: int, drop_path: float) -> None:
         super().__init__()
         self.norm_in = ClipNorm(width)
         self.before = Convolution(width, width, 1)
@@ -127,15 +132,16 @@ class LargeKernelBlock(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, maps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Take and return maps (clips, frames, bands, channels) and which frames are real."""
         more, _ = self.before(self.norm_in(maps, mask), mask)
         more = self.after(torch.relu(convolve(self.depthwise, more)))
         return maps + _skip(self.norm_out(more, mask), self.drop_path, self.training), mask
 
 
 class ConvFFN(nn.Module):
-    """Two pointwise convolutions with GELU between them, added to what came in."""
+    """Two pointwise convolutions with GELU between them, added to the input."""
 
-    def __init__(self, width: int, drop_path: float):
+    def __init__(self, width: int, drop_path: float) -> None:
         super().__init__()
         self.norm_in = ClipNorm(width)
         self.wide = nn.Linear(width, 4 * width, bias=False)
@@ -145,6 +151,7 @@ class ConvFFN(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, maps: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Take and return maps (clips, frames, bands, channels) and which frames are real."""
         more = nn.functional.gelu(self.norm_wide(self.wide(self.norm_in(maps, mask)), mask))
         more = self.norm_out(self.narrow(more), mask)
         return maps + _skip(more, self.drop_path, self.training), mask
@@ -154,13 +161,13 @@ class LargeKernel(nn.Module):
     """A large and a small depthwise convolution of the same maps, summed.
 
     Convolution is linear in its kernel, so the sum is one convolution with the small kernel added
-    to the middle of the large one. It is computed like this in training, too: the gradients are
-    the same, and the gradient of a depthwise kernel is what takes longest.
+    to the middle of the large one. Training computes it like this, too: the gradients are the same,
+    and the gradient of a depthwise kernel takes the most time.
     """
 
-    def __init__(self, width: int, size: Size, small: int):
+    def __init__(self, width: int, size: Size, small: int) -> None:
         super().__init__()
-        padding = tuple(side // 2 for side in size)
+        padding = (size[0] // 2, size[1] // 2)
         self.large = nn.Conv2d(width, width, size, padding=padding, groups=width)
         self.small = nn.Conv2d(width, width, small, padding=small // 2, groups=width, bias=False)
 
@@ -179,23 +186,28 @@ class LargeKernel(nn.Module):
         return conv2d(maps, self.kernel, large.bias, padding=large.padding, groups=large.groups)
 
     def merged(self) -> nn.Conv2d:
-        """The one convolution that gives the same."""
+        """Return one convolution with the same output."""
         convolution = copy.deepcopy(self.large)
         with torch.no_grad():
             convolution.weight.copy_(self.kernel)
         return convolution
 
 
-def merged(module: nn.Module) -> nn.Module:
-    """A copy in which each pair of parallel kernels is one kernel.
+def merged(module: Network) -> Network:
+    """Return a copy in which each pair of parallel kernels is one kernel.
 
-    Use it once adapting is over: the copy gives the same outputs with fewer parameters, but
-    gradient steps on it would not be those on the pair, whose common part moves twice as far.
+    Use it after adapting: the copy gives the same outputs with fewer parameters, but learns
+    differently, because in a pair the common part of both kernels gets two steps at once.
 
     Parameters
     ----------
     module : nn.Module
         A ``RepLKNet``, or a model that has one; not changed.
+
+    Returns
+    -------
+    nn.Module
+        The copy; of a network without such pairs, a plain copy.
     """
     module = copy.deepcopy(module)
     for name, layer in list(module.named_modules()):
@@ -205,5 +217,5 @@ def merged(module: nn.Module) -> nn.Module:
 
 
 def _skip(maps: Tensor, share: float, training: bool) -> Tensor:
-    """Stochastic depth: 0 for a share of the clips, and more of the others."""
+    """Stochastic depth: 0 for a share of the clips, and the others scaled up to make up for it."""
     return maps * dropout(torch.ones_like(maps[:, :1, :1, :1]), share, training)

@@ -71,7 +71,7 @@ class SegmentSequence(nn.Module):
         shortest: int = 10,
         level: int | None = None,
         pool: int = 4,
-    ):
+    ) -> None:
         check_at_least(1, segments=segments, shortest=shortest, pool=pool)
         check_at_least(shortest, pause=pause)
         if not 0 < threshold < 1:

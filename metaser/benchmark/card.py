@@ -1,41 +1,59 @@
 """What a report tells besides the rows: data card, versions, command."""
 
-import json
 import os
 import platform
-from importlib.metadata import version
+from collections.abc import Iterable
+from importlib.metadata import version as package_version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from metaser import __version__
-from metaser.protocol.schema import Protocol
+from metaser.benchmark.plan import Plan
+from metaser.files import write_json
+from metaser.methods import METHODS
+from metaser.outside import comes_from_outside, title_and_line
+from metaser.protocol.build import method_type
+from metaser.protocol.schema import Protocol, Setup
 from metaser.rows import now
 from metaser.tasks.task import Task
+from metaser.version import version
 
 PACKAGES = ("torch", "numpy", "librosa", "scikit-learn", "pandas", "soundfile")
 
 
-def write_run(out: Path, protocol: Protocol, tasks: dict[str, Task], absent, command: str) -> None:
-    """Write what the report tells besides the rows: data card, versions, command."""
+def write_run(out: Path, plan: Plan, command: str) -> None:
+    """Write what the report prints in addition to the rows: data card, versions, command."""
+    protocol = plan.protocol.model_dump()
+    for name, setup in plan.setups.items():
+        protocol["setups"][name] = setup.model_dump() | {"sources_for": plan.chosen.get(name, {})}
+    titles = outside_titles(plan.setups.values())
     facts = {
-        "protocol": protocol.model_dump(),
+        "protocol": protocol,
         "command": command,
-        "metaser": __version__,
+        "metaser": version(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: package_version(name) for name in PACKAGES},
         "machine": f"{os.cpu_count()} × {platform.machine()} {platform.system()}",
         "started": now(),
-        "absent": absent,
-        "tasks": {name: _card(task, protocol) for name, task in tasks.items()},
+        "absent": plan.absent,
+        "tasks": {name: _card(task, plan.protocol) for name, task in plan.tasks.items()},
     }
-    part = out / "run.json.part"
-    part.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, out / "run.json")
+    write_json(out / "run.json", facts | ({"titles": titles} if titles else {}), indent=1)
 
 
-def _card(task: Task, protocol: Protocol) -> dict:
-    """Facts of a task for the data card."""
+def outside_titles(setups: Iterable[Setup]) -> dict[str, tuple[str, str]]:
+    """Return a title and a line of explanation for each method that comes from outside."""
+    titles = {}
+    for setup in setups:
+        for label, arguments in setup.methods.items():
+            if comes_from_outside(arguments.get("method", label), METHODS):
+                titles[label] = title_and_line(method_type(label, setup)[0])
+    return titles
+
+
+def _card(task: Task, protocol: Protocol) -> dict[str, Any]:
+    """Return what the data card says of a task."""
     counts = task.table["emotion"].value_counts().to_dict()
     source, target = task.name in protocol.sources, task.name in protocol.targets
     return {
@@ -51,8 +69,7 @@ def _card(task: Task, protocol: Protocol) -> dict:
         "declared_clips": task.utterances,
         "declared_speakers": task.speakers,
         "classes": {name: counts.get(name, 0) for name in protocol.classes},
-        "left_out": {k: v for k, v in counts.items() if k not in protocol.classes}
-        | dict(task.left_out),
+        "left_out": dict(task.left_out),
         "leakage": leakage(task, protocol),
         "role": "both" if source and target else "source" if source else "target",
         "duplicates": task.duplicates,
@@ -60,7 +77,7 @@ def _card(task: Task, protocol: Protocol) -> dict:
 
 
 def leakage(task: Task, protocol: Protocol) -> str:
-    """One sentence on what support and query clips of a task may have in common."""
+    """Return one sentence on what support and query clips of a task may have in common."""
     table = task.table[task.table["emotion"].isin(protocol.classes)]
     cells = table.groupby("speaker")["emotion"].nunique()
     parts = []

@@ -1,39 +1,43 @@
 """One cell of a benchmark: its episodes, and a method's scores on them."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from metaser import __version__, metrics
+from metaser import metrics
 from metaser.audio import content_hash
 from metaser.benchmark.materials import Material
-from metaser.benchmark.plan import restrict
+from metaser.benchmark.plan import Cell
 from metaser.episodes import (
     SplitSampler,
     TaskSampler,
     digest,
-    join_same_audio,
     tensors,
     write_manifest,
 )
+from metaser.files import Places
 from metaser.machine import device_of
 from metaser.protocol.schema import Protocol, Setup
 from metaser.rows import now
-from metaser.tasks.task import Task, read_task
+from metaser.tasks.task import Task, join_same_audio, read_task, require_audio, restrict
+from metaser.version import version
 
 
-def cell_sampler(protocol: Protocol, task: Task, size, seed: int):
-    """The sampler of a cell, and how many episodes it draws."""
+def cell_sampler(
+    protocol: Protocol, task: Task, size: float, seed: int
+) -> tuple[TaskSampler | SplitSampler, int]:
+    """Return the sampler of a cell, and how many episodes it draws."""
     if protocol.episodes is not None:
         plan = protocol.episodes
         sampler = TaskSampler(
-            task, protocol.classes, size, plan.queries, seed, speakers=protocol.speakers
+            task, protocol.classes, int(size), plan.queries, seed, speakers=protocol.speakers
         )
         return sampler, plan.count
-    return SplitSampler(task, protocol.classes, protocol.split.test, size, seed), 1
+    test = protocol.split.test if protocol.split is not None else 0.0
+    return SplitSampler(task, protocol.classes, test, size, seed), 1
 
 
 def write_episodes(
@@ -42,18 +46,23 @@ def write_episodes(
     shots: int,
     seed: int,
     path: Path,
-    data: Path | None = None,
-    folders: Sequence[Path] = (),
+    places: Places,
 ) -> str:
-    """Write the manifest of a cell's episodes and return its digest."""
+    """Write the manifest of a cell's episodes and return its digest.
+
+    Raises
+    ------
+    ValueError
+        If the protocol has no such episodes.
+    FileNotFoundError
+        If the target's audio is not present.
+    """
     if protocol.episodes is None or shots not in protocol.episodes.shots:
         sizes = protocol.episodes.shots if protocol.episodes else "splits, not episodes"
         raise ValueError(f"{protocol.name} has no {shots}-shot episodes; it has {sizes}")
     if seed not in protocol.seeds:
         raise ValueError(f"{protocol.name} has no seed {seed}; it has {protocol.seeds}")
-    task = read_task(target, data, folders)
-    if task.table is None:
-        raise FileNotFoundError(f"the audio of {target} is not present: name its root by --data")
+    task = require_audio(read_task(target, places.data, places.folders))
     task = restrict(task, protocol.classes)
     task = join_same_audio(
         task, np.array([content_hash(task.audio / f) for f in task.table["file"]])
@@ -62,10 +71,11 @@ def write_episodes(
     return write_manifest(path, task, [sampler.episode(index) for index in range(count)])
 
 
-def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: Material) -> dict:
-    """Adapt to and score every episode of a cell."""
-    setup_name, label, target, size, seed = key
-    sampler, count = cell_sampler(protocol, material.task, size, seed)
+def score_cell(
+    protocol: Protocol, setup: Setup, method: Any, cell: Cell, material: Material
+) -> dict[str, Any]:
+    """Adapt to and score every episode of a cell; return what its row says of that."""
+    sampler, count = cell_sampler(protocol, material.task, cell.size, cell.seed)
     episodes = [sampler.episode(index) for index in range(count)]
     uar, macro_f1, seconds = [], [], []
     confusion = np.zeros((len(protocol.classes),) * 2, int)
@@ -76,8 +86,8 @@ def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: M
         seconds.append(time.perf_counter() - started)
         if torch.isnan(scores).any():
             raise FloatingPointError(
-                f"{label} gives scores that are not numbers in episode {episode.index} of {target} "
-                f"at {size}: lower its rate"
+                f"{cell.method} gives scores that are not numbers in episode {episode.index} of "
+                f"{cell.target} at {cell.size}: lower its rate"
             )
         predicted = scores.argmax(dim=1).numpy()
         uar.append(metrics.uar(episode.query_targets, predicted))
@@ -86,16 +96,16 @@ def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: M
             episode.query_targets, predicted, range(len(protocol.classes))
         )
     return {
-        "setup": setup_name,
-        "method": label,
-        "target": target,
+        "setup": cell.setup,
+        "method": cell.method,
+        "target": cell.target,
         "task_version": material.task.version,
         "language": material.task.language,
         "synthetic": material.task.synthetic,
-        "shots": size if protocol.episodes else None,
+        "shots": cell.size if protocol.episodes else None,
         "queries": protocol.episodes.queries if protocol.episodes else None,
-        "fraction": None if protocol.episodes else size,
-        "seed": seed,
+        "fraction": None if protocol.episodes else cell.size,
+        "seed": cell.seed,
         "episodes": count,
         "digest": digest(material.task, episodes),
         "speakers": protocol.speakers,
@@ -108,10 +118,10 @@ def score_cell(protocol: Protocol, setup: Setup, method, key: tuple, material: M
         "macro_f1": [round(value, 5) for value in macro_f1],
         "confusion": confusion.tolist(),
         "classes": list(protocol.classes),
-        "role": "target" if target in protocol.targets else "held_out_source",
+        "role": "target" if cell.target in protocol.targets else "held_out_source",
         "adapt_seconds": round(float(np.mean(seconds)), 5),
         "device": device_of(method).type,
-        "metaser": __version__,
+        "metaser": version(),
         "torch": torch.__version__,
         "created": now(),
     }

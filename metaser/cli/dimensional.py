@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors, resumable
 
 
 def dimensional(
@@ -23,10 +23,10 @@ def dimensional(
     ] = None,
     cache: Cache = None,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Measure nothing; report what is there.")
+        bool, typer.Option("--report-only", help="Measure nothing; report the rows that are there.")
     ] = False,
 ) -> None:
-    """Compare ways of predicting ratings; a run that was stopped goes on where it was."""
+    """Compare ways of predicting ratings; a run that was stopped continues where it was."""
     with plain_errors():
         from metaser.dimensional.protocol import read_dimensional
         from metaser.dimensional.report import write
@@ -35,11 +35,9 @@ def dimensional(
         out = out or Path("results") / plan.name
         if not report_only:
             from metaser.dimensional.bench import run
+            from metaser.files import Places
 
-            try:
-                run(plan, out, data, tasks or (), cache, jobs)
-            except KeyboardInterrupt:
-                typer.echo(f"stopped; the same command goes on where it was ({out})", err=True)
-                raise typer.Exit(130) from None
+            with resumable():
+                run(plan, out, Places.at(data, tasks, cache, jobs))
         page = write(out, report or out)
     typer.echo(f"rows: {out / 'rows.jsonl'}\nreport: {page}")

@@ -1,14 +1,17 @@
-"""The `metaser` command. Heavy imports stand inside the commands: help and listings are quick."""
+"""The `metaser` command.
+
+Heavy imports stand inside the commands, so that help and listings are quick.
+"""
 
 from typing import Annotated
 
 import typer
 
-from metaser import __version__
 from metaser.cli import benchmark, features, labelling, models, probe, tasks, tasks_new
 from metaser.cli.dimensional import dimensional
 from metaser.cli.page import page
 from metaser.cli.similarity import similarity, transferability
+from metaser.version import version
 
 app = typer.Typer(
     name="metaser",
@@ -46,8 +49,9 @@ for command in (
 
 
 def _print_version(wanted: bool) -> None:
+    """Print the version and end the program."""
     if wanted:
-        typer.echo(f"metaser {__version__}")
+        typer.echo(f"metaser {version()}")
         raise typer.Exit
 
 

@@ -23,9 +23,9 @@ from joblib import Parallel, delayed
 from sklearn.linear_model import RidgeCV
 from torch import nn
 
-from metaser import __version__
 from metaser.backbones import BACKBONES
 from metaser.batch import Padded
+from metaser.contracts import frontend_traits
 from metaser.dimensional.concordance import ccc_of_moments, moments
 from metaser.dimensional.fusion import Fit, Rows, fuse, out_of_fold
 from metaser.dimensional.meta import RatedClips, meta_learnt
@@ -33,13 +33,14 @@ from metaser.dimensional.protocol import DimensionalProtocol, Learning, View
 from metaser.dimensional.rating import FrameRater, predicted, tuned
 from metaser.features.extraction import extract
 from metaser.features.table import normalise
-from metaser.files import write_json
+from metaser.files import Places, write_json
 from metaser.frontends import make_frontend
 from metaser.methods.maml import MAML
 from metaser.model import Model
+from metaser.protocol.schema import Training
 from metaser.rows import append_row, read_rows
-from metaser.tasks.task import Task, read_task
-from metaser.training.loop import Training
+from metaser.tasks.task import Task, read_task, require_audio
+from metaser.version import version
 
 log = logging.getLogger(__name__)
 
@@ -97,25 +98,16 @@ class Pool:
     views: dict[str, Padded]
 
 
-def run(
-    protocol: DimensionalProtocol,
-    out: Path,
-    data: Path | None = None,
-    task_folders: Sequence[Path] = (),
-    cache: Path | None = None,
-    jobs: int = 1,
-) -> Path:
+def run(protocol: DimensionalProtocol, out: str | Path, places: Places | None = None) -> Path:
     """Measure what a results folder lacks of a protocol.
 
     Parameters
     ----------
     protocol : DimensionalProtocol
-    out : Path
+    out : str or Path
         Results folder: ``rows.jsonl`` and ``protocol.json``.
-    data, task_folders, cache
-        See ``tasks.read_task`` and ``features.extract``.
-    jobs : int
-        Processes; they share the seeds.
+    places : Places, optional
+        Corpora, task folders, feature cache, and processes, which share the seeds.
 
     Returns
     -------
@@ -129,10 +121,9 @@ def run(
     FileNotFoundError
         If the audio of a task is not present.
     """
+    out, places = Path(out), places or Places()
     rows = out / "rows.jsonl"
-    tasks = [
-        _read(name, protocol, data, task_folders) for name in protocol.sources + protocol.targets
-    ]
+    tasks = [_read(name, protocol, places) for name in protocol.sources + protocol.targets]
     done = _done(rows, protocol, tasks)
     missing = {
         seed: [cell for cell in cells(protocol) if (seed, *cell) not in done]
@@ -143,9 +134,9 @@ def run(
         return rows
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "protocol.json", protocol.model_dump())
-    pool = gather(protocol, tasks, cache, jobs)
+    pool = gather(protocol, tasks, places)
     versions = {task.name: task.version for task in tasks}
-    Parallel(n_jobs=min(jobs, len(missing)))(
+    Parallel(n_jobs=min(places.jobs, len(missing)))(
         delayed(_run_seed)(protocol, pool, versions, seed, own, rows)
         for seed, own in missing.items()
     )
@@ -207,19 +198,15 @@ def _done(rows: Path, protocol: DimensionalProtocol, tasks: Sequence[Task]) -> s
     return done
 
 
-def _read(name: str, protocol: DimensionalProtocol, data, task_folders) -> Task:
-    task = read_task(name, data, task_folders)
+def _read(name: str, protocol: DimensionalProtocol, places: Places) -> Task:
+    task = read_task(name, places.data, places.folders)
     for rating in protocol.ratings:
         if rating not in task.ratings:
             raise ValueError(
                 f"{name} has no rating {rating!r}; its task.toml declares "
                 f"{sorted(task.ratings) or 'none'} under [ratings]"
             )
-    if task.table is None:
-        raise FileNotFoundError(
-            f"the audio of {name} is not present: obtain it from {task.homepage} and name the "
-            "folder above it by --data or METASER_DATA"
-        )
+    require_audio(task)
     for rating in protocol.ratings:
         values = task.table[rating].dropna()
         if values.nunique() < 2:
@@ -230,9 +217,7 @@ def _read(name: str, protocol: DimensionalProtocol, data, task_folders) -> Task:
     return task
 
 
-def gather(
-    protocol: DimensionalProtocol, tasks: Sequence[Task], cache: Path | None = None, jobs: int = 1
-) -> Pool:
+def gather(protocol: DimensionalProtocol, tasks: Sequence[Task], places: Places) -> Pool:
     """Put all clips of some tasks and their features into one pool."""
     parts = []
     for task in tasks:
@@ -242,17 +227,18 @@ def gather(
         parts.append(own)
     ratings = np.concatenate([task.table[protocol.ratings].to_numpy(float) for task in tasks])
     views = {
-        name: _view(view, tasks, cache, jobs, len(ratings)) for name, view in protocol.views.items()
+        name: _view(view, tasks, places, len(ratings)) for name, view in protocol.views.items()
     }
     return Pool(pd.concat(parts, ignore_index=True), ratings, views)
 
 
-def _view(view: View, tasks: Sequence[Task], cache, jobs: int, clips: int) -> Padded:
+def _view(view: View, tasks: Sequence[Task], places: Places, clips: int) -> Padded:
     frontend = make_frontend(view.frontend)
-    if isinstance(frontend, nn.Module):
+    if frontend_traits(frontend).learnable:
         raise ValueError(f"front end {view.frontend['name']!r} is learnt; take one that is not")
+    options = {"jobs": places.jobs, "progress": True}
     found = [
-        normalise(extract(task, frontend, cache, jobs=jobs, progress=True), task, view.normalise)
+        normalise(extract(task, frontend, places.cache, **options), task, view.normalise)
         for task in tasks
     ]
     lengths = np.concatenate([features.lengths for features in found])
@@ -281,7 +267,7 @@ def _run_seed(protocol, pool: Pool, versions, seed: int, missing, rows: Path) ->
             "seed": seed,
             "seconds": round(time.perf_counter() - start, 2),
             "task_version": versions[target],
-            "version": __version__,
+            "version": version(),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         append_row(rows, row)
@@ -320,7 +306,7 @@ def _of(pool: Pool, tasks: Sequence[str]) -> Rows:
 class Bench:
     """The systems of one seed; networks that several systems need are trained once."""
 
-    def __init__(self, protocol: DimensionalProtocol, pool: Pool, seed: int):
+    def __init__(self, protocol: DimensionalProtocol, pool: Pool, seed: int) -> None:
         self.protocol, self.pool, self.seed = protocol, pool, seed
         weights = [protocol.weights.get(rating, 1.0) for rating in protocol.ratings]
         self.weights = torch.tensor(weights)
@@ -483,7 +469,7 @@ class Bench:
             sources,
             self.protocol.adaptation.shots,
             plan.queries,
-            Training(plan.updates, plan.meta_batch, plan.rate),
+            Training(updates=plan.updates, meta_batch=plan.meta_batch, rate=plan.rate),
             plan.inner_steps,
             plan.inner_rate,
             plan.adapt_steps,

@@ -2,19 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from metaser.dimensional.fusion import MOST_STAGES
-from metaser.protocol.schema import Count, validated
+from metaser.naming import Section
+from metaser.protocol.schema import Count, ProtocolFile, validated
 
 Positive = Annotated[float, Field(gt=0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class View(_Strict):
+class View(Section):
     """A front end and the network that predicts ratings from it.
 
     ``network`` names one of ``BACKBONES`` with its arguments, on which a dense layer follows, or
@@ -26,7 +23,7 @@ class View(_Strict):
     network: dict[str, Any]
 
 
-class Learning(_Strict):
+class Learning(Section):
     """Arguments of ``rating.tuned``."""
 
     steps: Count
@@ -34,7 +31,7 @@ class Learning(_Strict):
     batch_size: Annotated[int, Field(ge=2)] = 64
 
 
-class Adaptation(_Strict):
+class Adaptation(Section):
     """Which views adapt to so many rated clips of a target, and how."""
 
     views: Annotated[list[str], Field(min_length=1)]
@@ -42,7 +39,7 @@ class Adaptation(_Strict):
     learning: Learning
 
 
-class Meta(_Strict):
+class Meta(Section):
     """How the views of ``adaptation`` are meta-learnt, see ``meta.meta_learnt``."""
 
     updates: Count
@@ -54,7 +51,7 @@ class Meta(_Strict):
     adapt_steps: Count = 10
 
 
-class Fusion(_Strict):
+class Fusion(Section):
     """Which views are fused, in how many stages, and the C of the regressions."""
 
     views: Annotated[list[str], Field(min_length=2)]
@@ -62,7 +59,7 @@ class Fusion(_Strict):
     strength: Positive = 0.1
 
 
-class DimensionalProtocol(_Strict):
+class DimensionalProtocol(ProtocolFile):
     """The content of ``benchmarks/<name>.toml`` with ``kind = "dimensional"``.
 
     With ``sources``, models learn from these and are scored on the targets, and predictions that a

@@ -47,7 +47,7 @@ class FrameRater(nn.Module):
         dropout: float = 0.4,
         layers: str = "lstm",
         pool: int = 1,
-    ):
+    ) -> None:
         super().__init__()
         if layers not in ("lstm", "dense"):
             raise ValueError(f"layers must be 'lstm' or 'dense', not {layers!r}")

@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,7 +16,10 @@ import platformdirs
 from filelock import FileLock
 
 from metaser import audio, files, recording, video
+from metaser.contracts import frontend_traits
 from metaser.frontends import FAMILIES
+from metaser.naming import kind_of
+from metaser.outside import source_of
 from metaser.recording import Situation
 from metaser.tasks.task import Task
 
@@ -33,11 +35,8 @@ def default_cache() -> Path:
     return Path(os.environ.get("METASER_CACHE") or platformdirs.user_cache_dir("metaser"))
 
 
-def modality_of(frontend: Callable) -> str:
-    return getattr(frontend, "modality", "audio")
-
-
 def cache_root(cache: str | Path | None) -> Path:
+    """Return the folder of the stores inside a feature cache."""
     return Path(cache or default_cache()) / "features"
 
 
@@ -54,18 +53,19 @@ def _digest(facts: object) -> str:
 def store_name(frontend: Callable, situation: Situation | None) -> str:
     """Folder name: the front end's name, and digests of all that decides its numbers."""
     kind = type(frontend)
-    code = code_digest(kind, getattr(frontend, "engine", ""), situation is not None)
+    code = code_digest(kind, frontend_traits(frontend).engine, situation is not None)
     return f"{kind.__name__}-{_digest([frontend, situation])}-{code}"
 
 
 @functools.cache
 def code_digest(kind: type, engine: str, heard: bool) -> str:
     """Digest of the libraries and source files that decide the numbers of a kind of front end."""
-    modality = modality_of(kind)
-    libraries = [*LIBRARIES[modality], *["torch"] * (engine == "torch")]
-    libraries += getattr(kind, "LIBRARIES", ())
-    modules = [*READERS[modality], sys.modules[kind.__module__], *[recording] * heard]
-    return _digest([kind.__name__, *map(version, libraries), *map(inspect.getsource, modules)])
+    traits = frontend_traits(kind)
+    libraries = [*LIBRARIES[traits.modality], *["torch"] * (engine == "torch")]
+    libraries += traits.libraries
+    readers = [inspect.getsource(module) for module in READERS[traits.modality]]
+    sources = [*readers, source_of(kind), *[inspect.getsource(recording)] * heard]
+    return _digest([kind.__name__, *map(version, libraries), *sources])
 
 
 def _notes_path(task: Task, root: Path) -> Path:
@@ -79,6 +79,7 @@ def read_notes(task: Task, root: Path) -> dict[str, str]:
 
 
 def add_notes(task: Task, root: Path, notes: dict[str, str]) -> None:
+    """Note what was read of some files, next to what is noted already."""
     path = _notes_path(task, root)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, read_notes(task, root) | notes)
@@ -105,6 +106,7 @@ def file_stamp(path: str | Path) -> str:
 
 
 def content_of(note: str) -> str:
+    """Return the content that a note of a file names."""
     return note.rpartition(" ")[2]
 
 
@@ -142,8 +144,8 @@ class Stored:
 def list_stores(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[Stored]:
     """Describe the stores of the cache, or those of some tasks."""
     makers = [make for family in FAMILIES.values() for make in family.values()]
-    kinds = {getattr(make, "func", make) for make in makers}
-    usable = {kind for kind in kinds if all(map(find_spec, getattr(kind, "LIBRARIES", ())))}
+    kinds = {kind_of(make) for make in makers}
+    usable = {kind for kind in kinds if all(map(find_spec, frontend_traits(kind).libraries))}
     codes = {code_digest(*facts) for facts in product(usable, ("librosa", "torch"), (False, True))}
     unknown = {kind.__name__ for kind in kinds - usable}
     folders = sorted(path for path in cache_root(cache).glob("*/*") if path.is_dir())

@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
 from rich.progress import track
 
-from metaser import audio
+from metaser.contracts import FrontEnd, compute_many, extracted, frontend_traits
 from metaser.features import store
 from metaser.features.cache import (
     add_notes,
@@ -30,26 +31,22 @@ from metaser.features.cache import (
     code_digest,
     content_of,
     file_stamp,
-    modality_of,
     read_notes,
     store_name,
     unchanged,
 )
-from metaser.features.hear import decode_noted
+from metaser.features.hear import Stretch, at_rate, compute_frames, read_clip
 from metaser.features.table import Features
 from metaser.frontends import Joined, Vectors
 from metaser.recording import Situation, rerecord
 from metaser.tasks.matching import of_clips
 from metaser.tasks.modalities import read_vectors
-from metaser.tasks.task import Task
+from metaser.tasks.task import Task, require_audio
 
 log = logging.getLogger(__name__)
 
 CHUNK = 32
 """Clips that a process takes at a time."""
-
-CHUNK_SECONDS = 120.0
-"""Audio that a process extracts at once, and a longer clip alone."""
 
 WRITE_SECONDS = 2.0
 """Features are written that often, at the end, and when the work is interrupted."""
@@ -57,8 +54,9 @@ WRITE_SECONDS = 2.0
 
 def extract(
     task: Task,
-    frontend: Callable[[np.ndarray], np.ndarray],
+    frontend: Any,
     cache: str | Path | None = None,
+    *,
     situation: Situation | None = None,
     jobs: int = 1,
     progress: bool = False,
@@ -93,11 +91,13 @@ def extract(
     ValueError
         If the task does not give what the front end reads, see ``lacks``.
     """
-    frontend = getattr(frontend, "extracted", frontend)
+    frontend = extracted(frontend)
     if isinstance(frontend, Joined):
-        found = [extract(task, part, cache, situation, jobs, progress) for part in frontend.parts]
-        return replace(found[0], values=frontend.join([part.values for part in found]))
-    modality = modality_of(frontend)
+        options = {"situation": situation, "jobs": jobs, "progress": progress}
+        parts = [extract(task, part, cache, **options) for part in frontend.parts]
+        return replace(parts[0], values=frontend.join([part.values for part in parts]))
+    traits = frontend_traits(frontend)
+    modality = traits.modality
     if reason := lacks(task, frontend):
         raise ValueError(f"{task.name} gives no {modality} to {type(frontend).__name__}: {reason}")
     if isinstance(frontend, Vectors):
@@ -122,14 +122,12 @@ def extract(
             "task": task.name,
             "frontend": repr(frontend),
             "situation": repr(situation) if situation else "",
-            "code": code_digest(
-                type(frontend), getattr(frontend, "engine", ""), situation is not None
-            ),
+            "code": code_digest(type(frontend), traits.engine, situation is not None),
         }
         found, rates = _keep(work, task, root, folder, facts)
         known |= found
-        others = sorted(rates - {getattr(frontend, "rate", None)})
-        if others and getattr(frontend, "TRAINED", False):
+        others = sorted(rates - {traits.rate})
+        if others and traits.trained:
             log.warning(
                 "%s: audio of %s Hz was resampled to %d Hz, on which %s was trained",
                 task.name,
@@ -144,8 +142,8 @@ def extract(
 
 def lacks(task: Task, frontend: Callable) -> str:
     """Why a task whose audio is present does not give what a front end reads; empty if it does."""
-    frontend = getattr(frontend, "extracted", frontend)
-    modality = modality_of(frontend)
+    frontend = extracted(frontend)
+    modality = frontend_traits(frontend).modality
     if isinstance(frontend, Vectors):
         if modality in task.vectors:
             return ""
@@ -242,12 +240,7 @@ def _hash_files(
 
 
 def _files(task: Task) -> list[str]:
-    if task.table is None:
-        raise FileNotFoundError(
-            f"the audio of {task.name} is not present: obtain it from {task.homepage} and name the "
-            "folder above it by --data or METASER_DATA"
-        )
-    return task.table["file"].tolist()
+    return require_audio(task).table["file"].tolist()
 
 
 def _in_chunks(
@@ -293,48 +286,43 @@ def _keep(
     return found, rates
 
 
+def _decode(path: Path) -> tuple[Stretch, str]:
+    """Decode a file; return it with its note: size and time before it was read, and content."""
+    stamp = file_stamp(path)
+    clip = read_clip(path)
+    return clip, f"{stamp} {clip.content}"
+
+
 def _hash_clips(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    return {name: decode_noted(folder / name)[2] for name in names}
+    return {name: _decode(folder / name)[1] for name in names}
 
 
 def _extract_clips(
     audio_folder: Path,
-    frontend: Callable,
+    frontend: FrontEnd,
     situation: Situation | None,
     folder: Path,
     names: Sequence[str],
 ) -> tuple[dict[str, str], dict[str, np.ndarray], set[int]]:
-    """Notes of some files, features by content of the audio that the store lacks, and its rates."""
-    held, notes, rates, waveforms, paths, clips = store.contents(folder), {}, set(), {}, {}, {}
-    many = getattr(frontend, "many", None) or (lambda waveforms: list(map(frontend, waveforms)))
+    """Return notes of some files, features by content that the store lacks, and sampling rates."""
+    stored, notes, rates = store.contents(folder), {}, set()
 
-    def compute() -> None:
-        clips.update(zip(waveforms, many(list(waveforms.values()))))
-        waveforms.clear()
+    def missing() -> Iterator[Stretch]:
+        for name in names:
+            clip, notes[name] = _decode(audio_folder / name)
+            if clip.content in stored:
+                continue
+            stored.add(clip.content)
+            rates.add(clip.rate)
+            clip = at_rate(clip, frontend.rate)
+            if situation is not None:
+                rng = np.random.default_rng(int(clip.content, 16))
+                clip = replace(
+                    clip, waveform=rerecord(clip.waveform, frontend.rate, situation, rng)
+                )
+            yield clip
 
-    for name in names:
-        samples, rate, notes[name] = decode_noted(audio_folder / name)
-        content = content_of(notes[name])
-        if content in held or content in paths:
-            continue
-        paths[content] = audio_folder / name
-        rates.add(rate)
-        waveform = audio.convert(paths[content], samples, rate, frontend.rate)
-        if situation is not None:
-            rng = np.random.default_rng(int(content, 16))
-            waveform = rerecord(waveform, frontend.rate, situation, rng)
-        held_samples = sum(map(len, waveforms.values()))
-        if waveforms and held_samples + len(waveform) > CHUNK_SECONDS * frontend.rate:
-            compute()
-        waveforms[content] = waveform
-    if waveforms:
-        compute()
-    for content, values in clips.items():
-        if not np.isfinite(values).all():
-            raise audio.AudioError(
-                f"{paths[content]}: {type(frontend).__name__} gives features that are not finite; "
-                "`metaser tasks check` tells what is wrong with the file"
-            )
+    clips = {clip.content: clip.frames for clip in compute_frames(missing(), frontend)}
     return notes, clips, rates
 
 
@@ -348,7 +336,7 @@ def _text_content(text: str) -> str:
 
 def _extract_texts(frontend: Callable, texts: Sequence[str]) -> tuple[dict, dict, set]:
     """No notes, for texts have no files; features by content."""
-    many = getattr(frontend, "many", None) or (lambda texts: list(map(frontend, texts)))
+    many = compute_many(frontend)
     return {}, dict(zip(map(_text_content, texts), many(texts))), set()
 
 

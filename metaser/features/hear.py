@@ -1,31 +1,53 @@
-"""The path by which sound is read: whole clips or windows, through a front end."""
+"""The one path by which sound is read: files become stretches of sound, and those become frames.
+
+Extraction, adapting, predicting and selecting all read sound here, so a file means the same to
+each of them.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from metaser import audio
-from metaser.features.cache import file_stamp
+from metaser.contracts import FrontEnd, compute_many
 from metaser.features.store import Ragged
 from metaser.features.table import Features
 
-
-def decode_noted(path: Path) -> tuple[np.ndarray, int, str]:
-    """Samples, rate, and the note of a file: its size and time before it was read, its content."""
-    stamp = file_stamp(path)
-    samples, rate = audio.decode(path)
-    return samples, rate, f"{stamp} {audio.digest(samples, rate)}"
-
-
 PORTION_SECONDS = 120.0
-"""Audio that is held at once, and a longer clip or window alone."""
+"""Audio that is held at once; a longer clip or window is held alone."""
 
 LONGEST = 60.0
 """Seconds of a clip that has one label; whoever means more wants windows."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A clip, or a window of a recording, as sound.
+
+    Attributes
+    ----------
+    file : Path
+        Where it comes from.
+    start, end : float
+        In seconds.
+    waveform : ndarray
+        (samples,) float32 in [-1, 1], at the rate that was asked for.
+    content : str
+        Digest of the file's audio; empty for a window.
+    rate : int
+        Samples per second of the file.
+    """
+
+    file: Path
+    start: float
+    end: float
+    waveform: np.ndarray
+    content: str
+    rate: int
 
 
 @dataclass(frozen=True)
@@ -43,7 +65,7 @@ class Heard:
     content : str
         Digest of the file's audio; empty for a window.
     rate : int
-        Samples a second of the file.
+        Samples per second of the file.
     """
 
     file: Path
@@ -54,7 +76,24 @@ class Heard:
     rate: int
 
 
-def hear(files: Iterable[Path], frontend: Callable) -> Iterator[Heard]:
+def read_clip(path: Path) -> Stretch:
+    """Decode a whole file; its waveform is (samples, channels) at the file's own rate.
+
+    Raises
+    ------
+    AudioError
+        If it cannot be read.
+    """
+    samples, rate = audio.decode(path)
+    return Stretch(path, 0.0, len(samples) / rate, samples, audio.digest(samples, rate), rate)
+
+
+def at_rate(clip: Stretch, rate: int) -> Stretch:
+    """Return a decoded clip as mono sound at a rate."""
+    return replace(clip, waveform=audio.convert(clip.file, clip.waveform, clip.rate, rate))
+
+
+def hear(files: Iterable[Path], frontend: FrontEnd) -> Iterator[Heard]:
     """Decode clips and compute their features, some at a time; each in its order.
 
     Raises
@@ -62,11 +101,11 @@ def hear(files: Iterable[Path], frontend: Callable) -> Iterator[Heard]:
     AudioError
         If a file cannot be read, is longer than ``LONGEST``, or gives features that are not finite.
     """
-    return _through(_whole(files, frontend.rate), frontend)
+    return compute_frames(_clips(files, frontend.rate), frontend)
 
 
 def hear_windows(
-    files: Iterable[Path], frontend: Callable, window: float, hop: float
+    files: Iterable[Path], frontend: FrontEnd, window: float, hop: float
 ) -> Iterator[Heard]:
     """Go through long recordings in windows, of which only some are held at once.
 
@@ -76,7 +115,7 @@ def hear_windows(
     ----------
     files : iterable of Path
         Audio files of any length.
-    frontend : callable
+    frontend : FrontEnd
         See ``metaser.frontends``.
     window, hop : float
         Length of the windows and their distance, in seconds, above 0; ``hop`` at most ``window``.
@@ -93,10 +132,10 @@ def hear_windows(
             f"expected 0 < hop <= window <= {LONGEST:g} seconds, came window = {window:g} and "
             f"hop = {hop:g}"
         )
-    return _through(_windows(files, frontend.rate, window, hop), frontend)
+    return compute_frames(_windows(files, frontend.rate, window, hop), frontend)
 
 
-def _whole(files: Iterable[Path], rate: int) -> Iterator[tuple]:
+def _clips(files: Iterable[Path], rate: int) -> Iterator[Stretch]:
     for path in files:
         seconds = audio.duration(path)
         if seconds > LONGEST:
@@ -104,59 +143,66 @@ def _whole(files: Iterable[Path], rate: int) -> Iterator[tuple]:
                 f"{path} is {seconds:.0f} s long, and one label for more than {LONGEST:g} s says "
                 "little: go through it in windows (--window 4 --hop 2)"
             )
-        samples, own = audio.decode(path)
-        waveform = audio.convert(path, samples, own, rate)
-        yield path, 0.0, len(samples) / own, waveform, audio.digest(samples, own), own
+        yield at_rate(read_clip(path), rate)
 
 
-def _windows(files: Iterable[Path], rate: int, window: float, hop: float) -> Iterator[tuple]:
+def _windows(files: Iterable[Path], rate: int, window: float, hop: float) -> Iterator[Stretch]:
     for path in files:
         audio.duration(path)  # refuses what is no audio, in its own words
         with soundfile.SoundFile(path) as file:
-            own = file.samplerate
-            size, step = round(window * own), round(hop * own)
+            file_rate = file.samplerate
+            size, step = round(window * file_rate), round(hop * file_rate)
             blocks = file.blocks(size, size - step, dtype="float32", always_2d=True)
-            heard = 0
+            decoded = 0
             for index, samples in enumerate(blocks):
-                heard = index * step + len(samples)
+                decoded = index * step + len(samples)
                 if index and len(samples) < size / 2:
                     continue
                 if not np.isfinite(samples).all():
                     raise audio.AudioError(f"{path}: samples are NaN or infinite")
-                start = index * step / own
-                waveform = audio.convert(path, samples, own, rate)
-                yield path, start, start + len(samples) / own, waveform, "", own
-            if heard < file.frames:
+                start = index * step / file_rate
+                end = start + len(samples) / file_rate
+                yield at_rate(Stretch(path, start, end, samples, "", file_rate), rate)
+            if decoded < file.frames:
                 raise audio.AudioError(
                     f"{path}: the file is truncated: its header states {file.frames} samples, "
-                    f"{heard} could be decoded; fetch it again"
+                    f"{decoded} could be decoded; fetch it again"
                 )
 
 
-def _through(stretches: Iterable[tuple], frontend: Callable) -> Iterator[Heard]:
-    """Give portions of stretches to the front end."""
-    held: list[tuple] = []
+def compute_frames(stretches: Iterable[Stretch], frontend: FrontEnd) -> Iterator[Heard]:
+    """Give stretches to a front end, as many at a time as ``PORTION_SECONDS`` allow.
+
+    Raises
+    ------
+    AudioError
+        If the frames of one are not finite.
+    """
+    portion: list[Stretch] = []
     samples = 0
     for stretch in stretches:
-        if held and samples + len(stretch[3]) > PORTION_SECONDS * frontend.rate:
-            yield from _portion(held, frontend)
-            held, samples = [], 0
-        held.append(stretch)
-        samples += len(stretch[3])
-    if held:
-        yield from _portion(held, frontend)
+        if portion and samples + len(stretch.waveform) > PORTION_SECONDS * frontend.rate:
+            yield from _compute(portion, frontend)
+            portion, samples = [], 0
+        portion.append(stretch)
+        samples += len(stretch.waveform)
+    if portion:
+        yield from _compute(portion, frontend)
 
 
-def _portion(held: Sequence[tuple], frontend: Callable) -> Iterator[Heard]:
-    many = getattr(frontend, "many", None) or (lambda waveforms: list(map(frontend, waveforms)))
-    for (path, start, end, _, content, rate), frames in zip(held, many([s[3] for s in held])):
-        if not np.isfinite(frames).all():
-            raise audio.AudioError(f"{path}: {type(frontend).__name__} gives no finite features")
-        yield Heard(path, start, end, frames, content, rate)
+def _compute(portion: Sequence[Stretch], frontend: FrontEnd) -> Iterator[Heard]:
+    frames = compute_many(frontend)([stretch.waveform for stretch in portion])
+    for stretch, values in zip(portion, frames):
+        if not np.isfinite(values).all():
+            raise audio.AudioError(
+                f"{stretch.file}: {type(frontend).__name__} gives features that are not finite; "
+                "`metaser tasks check` tells what is wrong with the file"
+            )
+        yield Heard(stretch.file, stretch.start, stretch.end, values, stretch.content, stretch.rate)
 
 
 def gather(heard: Sequence[Heard]) -> Features:
-    """The features of some stretches as one table."""
+    """Return the features of some stretches as one table."""
     lengths = np.array([len(one.frames) for one in heard])
     frames = np.concatenate([one.frames for one in heard])
     contents = np.array([one.content for one in heard])
@@ -164,12 +210,12 @@ def gather(heard: Sequence[Heard]) -> Features:
 
 
 def mixed_rates(heard: Sequence[Heard]) -> str:
-    """A sentence about clips of several sampling rates, or nothing."""
+    """Return a sentence about clips of several sampling rates, or ""."""
     rates = Counter(one.rate for one in heard)
     if len(rates) < 2:
         return ""
-    said = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(rates.items()))
+    listed = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(rates.items()))
     return (
-        f"the clips have different sampling rates ({said}); they were brought to one, but a rate "
+        f"the clips have different sampling rates ({listed}); they were brought to one, but a rate "
         "that goes with a label can give it away"
     )

@@ -6,7 +6,6 @@ error falls with the number of examples in this way (Cortes et al., "Learning Cu
 Values and Rate of Convergence", NIPS 1993).
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from metaser.adaptation import adapt as adaptation
 from metaser.adaptation.model_file import ModelFile, scores
 from metaser.episodes import Episode, TaskSampler, tensors
 from metaser.features.table import Features
+from metaser.files import whole
 from metaser.methods.baselines import LogisticRegression
 from metaser.naming import nearest
 from metaser.tasks.task import Task
@@ -118,7 +118,7 @@ def possible_shots(task: Task, queries: int, speakers: str, seed: int = 0) -> li
 
 
 def usual_queries(task: Task) -> int:
-    """Return the usual number of query clips per class: a quarter of the rarest class, 1 to 10."""
+    """Return the usual query clips per class: a quarter of the smallest class, 1 to 10."""
     return int(np.clip(min(task.counts.values()) // 4, 1, MOST_QUERIES))
 
 
@@ -391,9 +391,8 @@ def draw(
         axes.axhline(wanted, color="C1", linestyle="-.", label="wanted")
     axes.set(xscale="log", xlabel="labelled clips per class", ylabel="UAR", title=title)
     axes.legend()
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, format=kind, dpi=150)
-    os.replace(part, path)
+    with whole(path) as part:
+        figure.savefig(part, format=kind, dpi=150)
 
 
 def adapted_model(file: ModelFile, features: Features) -> Callable[[Episode], np.ndarray]:

@@ -4,7 +4,9 @@ A method has ``adapt(support) -> predictor`` and, if it learns by gradient steps
 ``loss(episode) -> scalar``; if it only looks at the source clips, ``fit(sources)``.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from metaser.methods.baselines import Constant, LogisticRegression
 from metaser.methods.gan_augmentation import GANAugmentation
@@ -17,7 +19,7 @@ from metaser.methods.reptile import Reptile
 from metaser.methods.ridge import Ridge
 from metaser.methods.transfer import Transfer
 
-METHODS = {
+METHODS: dict[str, Callable[..., Any]] = {
     "metaser": MAML,
     "metaser_second_order": partial(MAML, second_order=True),
     "maml": partial(MAML, second_order=True),

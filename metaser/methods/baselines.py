@@ -24,7 +24,7 @@ class Constant:
         Chooses the random guesses, together with the support set.
     """
 
-    def __init__(self, guess: str = "chance", seed: int = 0):
+    def __init__(self, guess: str = "chance", seed: int = 0) -> None:
         if guess not in ("chance", "majority"):
             raise ValueError(f"guess must be 'chance' or 'majority', not {guess!r}")
         self.guess = guess
@@ -61,7 +61,7 @@ class LogisticRegression:
         instead of on the support set alone.
     """
 
-    def __init__(self, strength: float = 0.1, use_sources: bool = False):
+    def __init__(self, strength: float = 0.1, use_sources: bool = False) -> None:
         self.strength = strength
         self.use_sources = use_sources
         self.sources: list[Batch] = []

@@ -78,7 +78,7 @@ class FeatureGAN(nn.Module):
     Osindero, "Conditional Generative Adversarial Nets", arXiv:1411.1784.
     """
 
-    def __init__(self, channels: int, classes: int, noise: int = 64, hidden: int = 128):
+    def __init__(self, channels: int, classes: int, noise: int = 64, hidden: int = 128) -> None:
         super().__init__()
         self.noise = noise
         self.classes = classes

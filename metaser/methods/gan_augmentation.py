@@ -27,7 +27,7 @@ class GANAugmentation:
         adapt_steps: int = 50,
         strength: float = 1.0,
         seed: int = 0,
-    ):
+    ) -> None:
         self.gan = SupportGAN(generated, steps, adapt_steps, seed)
         self.strength = strength
 

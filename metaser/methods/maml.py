@@ -117,7 +117,7 @@ class MAML(nn.Module):
         back_end: str = "native",
         terms: dict[str, float] | None = None,
         domains: dict[str, int] | None = None,
-    ):
+    ) -> None:
         super().__init__()
         for name, value, known in (
             ("rates", rates, RATES),
@@ -255,6 +255,7 @@ class MAML(nn.Module):
             self._rates(self.inner_steps, start),
             differentiated and progress >= self.first_order_share,
             self.checkpoint_steps,
+            part,
         )
         return sum(
             weight * task_loss(part, adapted, asked, query)

@@ -56,7 +56,7 @@ class MLDG(nn.Module):
         second_order: bool = True,
         steps: int = 50,
         rate: float = 1e-3,
-    ):
+    ) -> None:
         super().__init__()
         check_steps(steps=steps)
         if not inner_rate > 0:
@@ -83,6 +83,7 @@ class MLDG(nn.Module):
             start,
             [dict.fromkeys(start, self.inner_rate)],
             second_order=self.second_order,
+            module=body,
         )
         here = task_loss(body, start, support)
         return here + self.weight * task_loss(body, moved, query)

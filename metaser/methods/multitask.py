@@ -23,7 +23,7 @@ class ClassHeads(nn.Module):
         Width of each network's dense layer.
     """
 
-    def __init__(self, dim: int, classes: int, hidden: int):
+    def __init__(self, dim: int, classes: int, hidden: int) -> None:
         super().__init__()
         self.classes = classes
         self.dense = nn.Linear(dim, classes * hidden)
@@ -77,7 +77,7 @@ class Multitask(nn.Module):
         sharing: float = 1e-3,
         steps: int = 50,
         rate: float = 1e-3,
-    ):
+    ) -> None:
         super().__init__()
         check_steps(steps=steps)
         self.model = model

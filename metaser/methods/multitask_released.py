@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from metaser.batch import Batch, EpisodeBatch, join
+from metaser.machine import device_of, generators
 from metaser.methods.inner_loop import Predictor, check_steps, check_support, heard, predictor
 from metaser.model import Model
 
@@ -27,7 +28,7 @@ class BinaryHeads(nn.Module):
         Width of each emotion's dense layer, before BatchNorm and ReLU.
     """
 
-    def __init__(self, dim: int, classes: int, shared: int = 128, hidden: int = 64):
+    def __init__(self, dim: int, classes: int, shared: int = 128, hidden: int = 64) -> None:
         super().__init__()
         self.shared = nn.Linear(dim, shared)
         self.emotions = nn.ModuleList(
@@ -83,7 +84,9 @@ class MultitaskReleased(nn.Module):
 
     use_sources = True
 
-    def __init__(self, model: Model, steps: int = 50, rate: float = 0.1, batch_size: int = 512):
+    def __init__(
+        self, model: Model, steps: int = 50, rate: float = 0.1, batch_size: int = 512
+    ) -> None:
         super().__init__()
         check_steps(steps=steps)
         self.model = model
@@ -113,7 +116,8 @@ class MultitaskReleased(nn.Module):
         with torch.no_grad():
             pool = heard(model, join([support, *self.sources]))
         optimiser = torch.optim.SGD(body.parameters(), lr=self.rate)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        own = generators(device_of(self))
+        with torch.random.fork_rng(devices=own), torch.enable_grad():
             torch.manual_seed(0)
             for _ in range(self.steps):
                 batch = pool[torch.randperm(len(pool))[: self.batch_size]]

@@ -89,7 +89,7 @@ class OuterTerms(nn.Module):
         contrast: float = 0.0,
         temperature: float = 0.1,
         reconstruction: float = 1.0,
-    ):
+    ) -> None:
         super().__init__()
         for name, value in (
             ("adversary", adversary),

@@ -35,7 +35,7 @@ class ProtoNet(nn.Module):
     ADAPTATION = frozenset()
     stackable = True
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
         self.model.head = nn.Identity()

@@ -45,7 +45,7 @@ class Reptile(nn.Module):
 
     def __init__(
         self, model: Model, inner_steps: int = 5, adapt_steps: int = 10, inner_rate: float = 0.1
-    ):
+    ) -> None:
         super().__init__()
         check_steps(inner_steps=inner_steps, adapt_steps=adapt_steps)
         if not inner_rate > 0:

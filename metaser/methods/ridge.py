@@ -37,7 +37,7 @@ class Ridge(nn.Module):
     ADAPTATION = frozenset()
     stackable = True
 
-    def __init__(self, model: Model, around_head: bool = False, strength: float = 1.0):
+    def __init__(self, model: Model, around_head: bool = False, strength: float = 1.0) -> None:
         super().__init__()
         if not strength > 0:
             raise ValueError(f"strength must be above 0, not {strength}")

@@ -49,7 +49,7 @@ class SupportGAN:
 
     def __init__(
         self, generated: int = 10, steps: int = 1000, adapt_steps: int = 50, seed: int = 0
-    ):
+    ) -> None:
         for name, value in (("generated", generated), ("steps", steps)):
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, not {value}")

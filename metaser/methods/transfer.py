@@ -77,7 +77,7 @@ class Transfer(nn.Module):
         gan_steps: int = 5000,
         terms: dict[str, float] | None = None,
         domains: dict[str, int] | None = None,
-    ):
+    ) -> None:
         super().__init__()
         if order not in ("sequential", "mixed"):
             raise ValueError(f"order must be 'sequential' or 'mixed', not {order!r}")

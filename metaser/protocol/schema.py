@@ -1,26 +1,26 @@
 """A protocol: which methods are compared on which tasks, and how, as a TOML file of values."""
 
 import tomllib
-from difflib import get_close_matches
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from metaser.files import bundled
+from metaser.naming import Section, explain, nearest
+from metaser.outside import File, is_file, is_outside, read_files
 
 BUNDLED = bundled("benchmarks")
 """The protocols that come with MetaSER."""
+
+ProtocolKind = TypeVar("ProtocolKind", bound="ProtocolFile")
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Episodes(_Strict):
+class Episodes(Section):
     """K-shot episodes: shots and queries a class, and how many episodes a cell has."""
 
     shots: list[Count]
@@ -28,32 +28,49 @@ class Episodes(_Strict):
     count: Count
 
 
-class Split(_Strict):
+class Split(Section):
     """A random split of the target: share tested on, and fractions of the rest to learn from."""
 
     test: Share
     fractions: list[Annotated[float, Field(gt=0, le=1)]]
 
 
-class TrainingPlan(_Strict):
-    """What the outer loop draws from the source tasks, and how long it runs.
+class Training(Section):
+    """How the outer loop runs.
 
-    ``shots`` are drawn from at random; ``situations`` is the number of made-up recording
-    situations in which every source corpus is heard besides its own, to which ``recordings`` adds
-    chosen ones (``{ noise = 10.0 }``, ``{ speed = 1.1 }``, … see ``recording.Situation``);
-    ``held_out`` is the share of source speakers kept for validation. The rest are arguments of
-    ``training.Training``.
+    Parameters
+    ----------
+    updates : int
+        Outer steps at most.
+    meta_batch : int
+        Episodes per step.
+    rate : float
+        Adam's learning rate at the start; it falls to 0 along a cosine.
+    clip : float
+        Largest norm of the gradient.
+    validate_every : int
+        Steps between validations.
+    validation_episodes : int
+        Episodes per validation, shared out over the source tasks.
+    patience : int
+        Validations without gain before training stops.
+    engine : {"auto", "stacked", "loop"}
+        How the episodes of a step run, see ``training.MetaBatch``.
+    compile, mixed_precision : bool
+        Compile the stacked step; take its products in bfloat16, but for validation: see
+        ``training.MetaBatch``.
+    diverged : {"stop", "skip"}
+        What to do about an episode whose loss is not finite, or a step whose gradient is not: stop
+        the run, or leave the episode (or all of the step's) out and count them.
+    mask_frames, mask_channels : int
+        SpecAugment: longest of the two stretches of time, and widest of the two bands of channels,
+        that are masked in every clip; see ``training.augmentation``. 0 for none.
     """
 
-    shots: list[Count] = [5]
-    queries: Count = 10
-    speakers: Literal["disjoint", "same", "any"] = "disjoint"
-    situations: Annotated[int, Field(ge=0)] = 0
-    recordings: list[dict[str, Any]] = []
-    held_out: Share = 0.2
-    updates: Count = 1000
+    updates: Annotated[int, Field(ge=0)] = 1000
     meta_batch: Count = 8
-    rate: Annotated[float, Field(gt=0)] = 1e-3
+    rate: Annotated[float, Field(ge=0)] = 1e-3
+    clip: Annotated[float, Field(gt=0)] = 1.0
     validate_every: Count = 50
     validation_episodes: Count = 40
     patience: Count = 6
@@ -65,7 +82,26 @@ class TrainingPlan(_Strict):
     mask_channels: Annotated[int, Field(ge=0)] = 0
 
 
-class Choice(_Strict):
+class TrainingPlan(Training):
+    """How the outer loop runs, and what it draws from the source tasks.
+
+    ``shots`` are drawn from at random; ``situations`` is the number of made-up recording
+    situations in which every source corpus is heard in addition to its own, to which ``recordings``
+    adds chosen ones (``{ noise = 10.0 }``, ``{ speed = 1.1 }``, … see ``recording.Situation``);
+    ``held_out`` is the share of source speakers kept for validation.
+    """
+
+    updates: Count = 1000
+    rate: Annotated[float, Field(gt=0)] = 1e-3
+    shots: list[Count] = [5]
+    queries: Count = 10
+    speakers: Literal["disjoint", "same", "any"] = "disjoint"
+    situations: Annotated[int, Field(ge=0)] = 0
+    recordings: list[dict[str, Any]] = []
+    held_out: Share = 0.2
+
+
+class Choice(Section):
     """Learn each target from some of the sources only, by their distance from its unlabelled clips.
 
     ``by`` is one of ``selection.UNLABELLED``, of the set-up's front end as it is, not normalised.
@@ -76,14 +112,14 @@ class Choice(_Strict):
     order: Literal["nearest", "farthest"] = "nearest"
 
 
-class Setup(_Strict):
+class Setup(Section):
     """Front ends and a backbone, and the methods that run on them with their arguments.
 
     ``frontend`` is that of the audio, ``text`` that of the transcripts, ``video`` that of the
     videos. Each may be left out, but not all.
 
     ``batch_norm`` says what becomes of BatchNorm layers, see ``model.settle_batch_norm``.
-    ``choose`` lets every target have sources of its own; what it chose is kept in ``sources_for``.
+    ``choose`` gives every target sources of its own.
     """
 
     frontend: dict[str, Any] | None = None
@@ -95,8 +131,15 @@ class Setup(_Strict):
     batch_norm: Literal["refuse", "task", "group"] = "refuse"
     training: TrainingPlan = TrainingPlan()
     choose: Choice | None = None
-    sources_for: dict[str, list[str]] = {}
     methods: dict[str, dict[str, Any]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _forget_choice(cls, content: Any) -> Any:
+        """Drop the empty place that version 0.1.0 kept here for chosen sources."""
+        if isinstance(content, dict) and content.get("sources_for") == {}:
+            return {key: value for key, value in content.items() if key != "sources_for"}
+        return content
 
     @model_validator(mode="after")
     def _check(self) -> "Setup":
@@ -123,7 +166,18 @@ class Setup(_Strict):
         return {modality: facts for modality, facts in given.items() if facts is not None}
 
 
-class Protocol(_Strict):
+class ProtocolFile(Section):
+    """What is read from a TOML file that may name Python files."""
+
+    _files: dict[str, File] = PrivateAttr(default_factory=dict)
+
+    @property
+    def files(self) -> dict[str, File]:
+        """The Python files that it names, as they were when it was read."""
+        return self._files
+
+
+class Protocol(ProtocolFile):
     """The content of ``benchmarks/<name>.toml``."""
 
     name: str
@@ -139,6 +193,13 @@ class Protocol(_Strict):
     split: Split | None = None
     setups: Annotated[dict[str, Setup], Field(min_length=1)]
 
+    @property
+    def sizes(self) -> list[int] | list[float]:
+        """Numbers of shots, or fractions of the training data, at which there are cells."""
+        if self.episodes is not None:
+            return self.episodes.shots
+        return self.split.fractions if self.split is not None else []
+
     @model_validator(mode="after")
     def _check(self) -> "Protocol":
         if (self.episodes is None) == (self.split is None):
@@ -150,8 +211,8 @@ class Protocol(_Strict):
         stray = [seed for seed in self.leave_one_language_out if seed not in self.seeds]
         if stray:
             raise ValueError(f"leave_one_language_out names seed {stray[0]}, not one of the seeds")
-        sizes = self.episodes.shots if self.episodes else self.split.fractions
-        for values in (self.classes, self.sources, self.targets, self.seeds, sizes):
+        named: list[list[Any]] = [self.classes, self.sources, self.targets, self.seeds, self.sizes]
+        for values in named:
             twice = [value for value in values if values.count(value) > 1]
             if twice:
                 raise ValueError(f"{twice[0]!r} is named twice in {values}: name it once")
@@ -164,14 +225,14 @@ def read_protocol(name: str | Path) -> Protocol:
     Raises
     ------
     FileNotFoundError
-        If there is none; the bundled ones are named.
+        If there is none (the bundled ones are named), or a Python file that it names is not there.
     ValueError
         If a key is unknown (the nearest known one is named), missing, or of the wrong type.
     """
     return validated(name, Protocol)
 
 
-def validated(name: str | Path, kind: type[BaseModel]) -> BaseModel:
+def validated(name: str | Path, kind: type[ProtocolKind]) -> ProtocolKind:
     """Read a protocol of some kind; arguments and errors as in ``read_protocol``."""
     path = Path(name)
     if not path.is_file():
@@ -179,45 +240,31 @@ def validated(name: str | Path, kind: type[BaseModel]) -> BaseModel:
     if not path.is_file():
         known = sorted(file.stem for file in BUNDLED.glob("*.toml"))
         raise FileNotFoundError(
-            f"there is no protocol {str(name)!r}: give the path of a TOML file, or one of {known}"
+            f"there is no protocol {str(name)!r}.{nearest(str(name), known)} Give the path of a "
+            f"TOML file, or one of {', '.join(known)}"
         )
     try:
-        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from error
-    own = facts.get("kind") == "dimensional"
-    if own != ("kind" in kind.model_fields):
-        command = "dimensional" if own else "benchmark"
+    dimensional = content.get("kind") == "dimensional"
+    if dimensional != ("kind" in kind.model_fields):
+        command = "dimensional" if dimensional else "benchmark"
         raise ValueError(f"{path} is a protocol for `metaser {command}`: run that instead")
     try:
-        return kind.model_validate(facts)
+        protocol = kind.model_validate(content)
     except ValidationError as error:
-        found = (_explain(problem, kind) for problem in error.errors())
-        raise ValueError(f"{path}: {'; '.join(found)}") from error
+        raise ValueError(f"{path}: {explain(error, kind)}") from error
+    protocol._files = read_files(named(content), path.parent)
+    return protocol
 
 
-def _section(where: tuple, kind: type[BaseModel]) -> type[BaseModel]:
-    """The section of a protocol in which a key stands."""
-    for part in where[:-1]:
-        if part in kind.model_fields:
-            kind = next(iter(_models(kind.model_fields[part].annotation)), kind)
-    return kind
-
-
-def _models(annotation: object) -> list[type[BaseModel]]:
-    """Models named in an annotation, such as that of ``dict[str, Setup]`` or ``Split | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def _explain(problem: dict, kind: type[BaseModel]) -> str:
-    where = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        known = sorted(_section(problem["loc"], kind).model_fields)
-        near = get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0)
-        return f"unknown key {where}; did you mean {near[0]!r}?"
-    if problem["type"] == "missing":
-        return f"the key {where} is missing"
-    value = "" if problem["type"] == "value_error" else f", not {problem['input']!r}"
-    return f"{where or 'protocol'}: {problem['msg'].removeprefix('Value error, ')}{value}"
+def named(value: object) -> Iterator[str]:
+    """Yield the names of classes outside the package in a protocol, or in a part of it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (name for name in (key, inner) if is_outside(name) and is_file(name))
+            yield from named(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from named(inner)

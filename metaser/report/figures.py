@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from metaser.report.names import AXIS_TITLES, ROLES
-from metaser.report.results import Results, Scope, label_of
+from metaser.report.results import Results, Scope
 
 STYLES: dict[str, tuple[str, Any, str]] = {
     "metaser": ("#0072B2", "-", "o"),
@@ -103,7 +103,7 @@ def legends(results: Results) -> dict[tuple[str, str], list[tuple[str, Markup]]]
     return {
         (setup, role): [
             (
-                label_of(m),
+                results.label(m),
                 Markup(svg.replace("swatch-", f"l{results.setups.index(setup)}{role[0]}{n}-")),
             )
             for n, (m, svg) in enumerate(zip(results.methods, swatches, strict=True))
@@ -119,7 +119,7 @@ def _swatch(results: Results, method: str) -> Markup:
     axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **_style(results, method))
     axes.set(xlim=(0, 2), ylim=(-1, 1))
     axes.axis("off")
-    return _svg(figure, "swatch", f"Line style of {label_of(method)}")
+    return _svg(figure, "swatch", f"Line style of {results.label(method)}")
 
 
 def _curve(
@@ -147,9 +147,9 @@ def _curve(
             axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
         else:
             axes.vlines(shifted, low, high, style["color"], linewidth=0.8, alpha=0.75)
-        axes.plot(shifted if alone else x, means, label=label_of(m), **style)
+        axes.plot(shifted if alone else x, means, label=results.label(m), **style)
         descriptions.append(
-            f"{label_of(m)} {', '.join('NaN' if np.isnan(v) else f'{v:.1f}' for v in means)}"
+            f"{results.label(m)} {', '.join('NaN' if np.isnan(v) else f'{v:.1f}' for v in means)}"
         )
     labels = [_tick(results, value) for value in results.levels]
     if len(labels) > 6:
@@ -234,5 +234,5 @@ def confusions(results: Results, setup: str) -> list[dict[str, Any]]:
                     "count": counts.sum(),
                 }
             )
-        groups.append({"method": label_of(m), "level": results.level(level), "panels": panels})
+        groups.append({"method": results.label(m), "level": results.level(level), "panels": panels})
     return groups

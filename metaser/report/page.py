@@ -3,6 +3,7 @@
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from metaser import __version__
+from metaser.files import write_text
 from metaser.report.figures import confusions, curves, legends
-from metaser.report.names import METHODS, ROLES
+from metaser.report.names import ROLES
 from metaser.report.reading import read_rows, read_run
-from metaser.report.results import ALPHA, Results, join, label_of
+from metaser.report.results import ALPHA, Results, join
 from metaser.report.words import (
     banners,
     bounds,
@@ -29,6 +30,7 @@ from metaser.report.words import (
     percent,
     summary,
 )
+from metaser.version import version
 
 
 def _method_table(results: Results) -> list[dict[str, Any]]:
@@ -40,8 +42,8 @@ def _method_table(results: Results) -> list[dict[str, Any]]:
             {
                 "setup": setup,
                 "name": m,
-                "label": label_of(m),
-                "about": METHODS.get(m, ("", "not described by this report"))[1],
+                "label": results.label(m),
+                "about": results.about(m),
                 "train": _cost(costs["train_seconds"], 1, " s"),
                 "adapt": _cost(costs["adapt_seconds"], 1000, " ms"),
                 "parameters": _cost(costs["parameters"], 1, ""),
@@ -114,7 +116,7 @@ def _provenance(results: Results, run: dict[str, Any]) -> dict[str, str]:
         origin["Rows written"] = f"{rows['created'].min()} to {rows['created'].max()}"
     if len(_versions(rows, "torch")) > 1:
         origin["torch"] = f"{join(_versions(rows, 'torch'))}: rows of several versions are mixed"
-    origin["Report by"] = f"MetaSER {__version__}"
+    origin["Report by"] = f"MetaSER {version()}"
     return origin
 
 
@@ -209,13 +211,14 @@ def write(results: str | Path, out: str | Path | None = None) -> tuple[Path, Pat
         raise FileNotFoundError(
             f"no results folder {folder}: pass the folder that `metaser benchmark` has written"
         )
-    page = _page(Results(read_rows(folder)), read_run(folder))
+    rows, run = read_rows(folder), read_run(folder)
+    scores = Results(rows, run.get("titles"))
+    page = _page(scores, run)
     html = Path(out) if out is not None else folder
     html = html if html.suffix == ".html" else html / "report.html"
-    html.parent.mkdir(parents=True, exist_ok=True)
     markdown = html.with_suffix(".md")
-    _replace(html, _render("report.html.jinja", page, escape=True))
-    _replace(markdown, _render("report.md.jinja", page, escape=False))
+    write_text(html, _render("report.html.jinja", page, scores.label, escape=True))
+    write_text(markdown, _render("report.md.jinja", page, scores.label, escape=False))
     return html, markdown
 
 
@@ -246,12 +249,16 @@ def overview(results: str | Path) -> Table:
         entries = [scores.table.get((setup, role, scope.name, method, v)) for v in scores.levels]
         if any(entries):
             cells = [f"{percent(e.uar.mean)} {bounds(e.uar)}" if e else "" for e in entries]
-            names = [setup, label_of(method)] if len(scores.setups) > 1 else [label_of(method)]
+            names = (
+                [setup, scores.label(method)] if len(scores.setups) > 1 else [scores.label(method)]
+            )
             table.add_row(*names, *map(escape, cells))
     return table
 
 
-def _render(template: str, page: dict[str, Any], escape: bool) -> str:
+def _render(
+    template: str, page: dict[str, Any], label: Callable[[str], str], *, escape: bool
+) -> str:
     """Fill a template with the values of the page."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -263,14 +270,7 @@ def _render(template: str, page: dict[str, Any], escape: bool) -> str:
     )
     environment.filters.update(
         percent=percent, bounds=bounds, interval=interval, p=p_value, decimal=decimal,
-        label=label_of,
+        label=label,
         cell=lambda text: str(text).replace("|", "\\|").replace("\n", " "),
     )  # fmt: skip
     return environment.get_template(template).render(page, alpha=ALPHA)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole, so that an interrupted report leaves no partial file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, "utf-8")
-    part.replace(path)

@@ -8,14 +8,9 @@ import numpy as np
 import pandas as pd
 
 from metaser.report.names import ROLES
+from metaser.rows import FIELDS
 from metaser.rows import read_rows as read_lines
 
-FIELDS = (
-    "protocol", "setup", "method", "target", "task_version", "language", "synthetic", "sources",
-    "shots", "queries", "fraction", "seed", "episodes", "digest", "speakers", "normalise",
-    "frontend", "backbone", "uar", "macro_f1", "confusion", "classes", "role", "train_seconds",
-    "adapt_seconds", "parameters",
-)  # fmt: skip
 CELL = ["setup", "method", "target", "shots", "fraction", "seed"]
 
 
@@ -80,13 +75,13 @@ def episodes(rows: pd.DataFrame) -> pd.DataFrame:
         `episodes`).
     """
     single = rows.drop(columns=["confusion", "episodes"])
-    single["episode"] = [np.arange(len(scores)) for scores in single["uar"]]
+    single["episode"] = [list(range(len(scores))) for scores in single["uar"]]
     single = single.explode(["uar", "macro_f1", "episode"], ignore_index=True)
     return single.astype({"uar": float, "macro_f1": float, "episode": int})
 
 
 def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A row whose fields are there and agree, with arrays for its lists of numbers."""
+    """Return a row with arrays for its lists of numbers; refuse one whose fields do not agree."""
     missing = [field for field in FIELDS if field not in row]
     if missing:
         raise ValueError(
@@ -152,6 +147,15 @@ def _check_together(rows: pd.DataFrame, path: Path) -> None:
 
 
 def read_run(results: Path) -> dict[str, Any]:
+    """Read what a results folder says in addition to its rows.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no ``run.json``.
+    ValueError
+        If it is damaged.
+    """
     path = results / "run.json"
     if not path.is_file():
         raise FileNotFoundError(

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -92,6 +92,8 @@ class Results:
     ----------
     rows : pandas.DataFrame
         As `read_rows` returns them.
+    titles : mapping of str to (str, str), optional
+        Title and line of explanation of methods that do not come with MetaSER.
 
     Attributes
     ----------
@@ -109,8 +111,11 @@ class Results:
         Rows by seed, by (setup, method, target, level).
     """
 
-    def __init__(self, rows: pd.DataFrame) -> None:
+    def __init__(
+        self, rows: pd.DataFrame, titles: Mapping[str, tuple[str, str]] | None = None
+    ) -> None:
         self.rows = rows
+        self._titles = {**METHODS, **(titles or {})}
         self.axis = "shots" if rows["shots"].notna().any() else "fraction"
         self.levels = sorted(rows[self.axis].unique().tolist())
         self.setups = list(dict.fromkeys(rows["setup"]))
@@ -125,6 +130,14 @@ class Results:
         for row in rows.to_dict("records"):
             place = (row["setup"], row["method"], row["target"], row[self.axis])
             self.cells[place][row["seed"]] = row
+
+    def label(self, method: str) -> str:
+        """Return the title of a method, or its name if it has none."""
+        return self._titles[method][0] if method in self._titles else method
+
+    def about(self, method: str) -> str:
+        """Return the line that explains a method."""
+        return self._titles.get(method, ("", "not described by this report"))[1]
 
     def methods_in(self, setup: str) -> list[str]:
         """Return the names of the methods in a setup."""
@@ -303,11 +316,6 @@ class Results:
         if self.axis == "fraction":
             return f"at {text} %" + ("" if brief else " of the target’s training data")
         return f"at {text} " + ("shot" if values == [1] else "shots")
-
-
-def label_of(method: str) -> str:
-    """Return the title of a method, or its name if it has no title."""
-    return METHODS[method][0] if method in METHODS else method
 
 
 def count_of(number: int, noun: str) -> str:

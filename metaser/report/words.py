@@ -6,7 +6,7 @@ from itertools import product
 
 from metaser import stats
 from metaser.report.names import NORMALISE, ROLES
-from metaser.report.results import ALPHA, UNCLEAR, Results, Scope, count_of, join, label_of
+from metaser.report.results import ALPHA, UNCLEAR, Results, Scope, count_of, join
 
 # --- words ---------------------------------------------------------------------------------------
 
@@ -96,7 +96,7 @@ def _winners(results: Results, setup: str, role: str, scope: Scope) -> str:
     for m, entries in winners.items():
         scores = join(f"{100 * mean:.1f}" for _, mean in entries)
         where = results.levels_text((level for level, _ in entries), brief=True)
-        parts.append(f"{label_of(m)} {where} ({scores} %)")
+        parts.append(f"{results.label(m)} {where} ({scores} %)")
     what = f"{scope.title[0].lower()}{scope.title[1:]}" if len(scope.targets) > 1 else scope.title
     return (
         f"Highest UAR on {what if len(scope.targets) == 1 else 'the ' + what}: {'; '.join(parts)}."
@@ -114,7 +114,7 @@ def _verdicts(results: Results, setup: str, role: str, scope: Scope) -> list[str
             for level in results.levels:
                 outcome = _outcome(results, setup, scope, challenger, other, level)
                 outcomes[outcome].append(level)
-            patterns[tuple((k, tuple(v)) for k, v in outcomes.items())].append(label_of(other))
+            patterns[tuple((k, tuple(v)) for k, v in outcomes.items())].append(results.label(other))
         parts = []
         for pattern, labels in sorted(patterns.items(), key=lambda item: len(item[0])):
             if len(pattern) == 1:
@@ -127,7 +127,7 @@ def _verdicts(results: Results, setup: str, role: str, scope: Scope) -> list[str
             ]
             where += ["not clearly different elsewhere"] * (UNCLEAR in dict(pattern))
             parts.append(f"compared with {join(labels)}, {', '.join(where)}")
-        sentences.append(f"{label_of(challenger)} is {'; '.join(parts)}.")
+        sentences.append(f"{results.label(challenger)} is {'; '.join(parts)}.")
     return sentences
 
 
@@ -156,7 +156,9 @@ def normalisation(results: Results) -> list[str]:
     sentences = []
     for (how, methods), names in setups.items():
         who = (
-            "All methods" if len(methods) == len(results.methods) else join(map(label_of, methods))
+            "All methods"
+            if len(methods) == len(results.methods)
+            else join(map(results.label, methods))
         )
         where = "" if len(names) == len(results.setups) else f", setup {join(names)}"
         words = NORMALISE.get(how, f"normalised by “{how}”, which this report does not know")

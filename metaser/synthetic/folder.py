@@ -11,10 +11,12 @@ VERSION = 2  # raised whenever the same arguments would make other data
 
 
 def corpus_name(language: str) -> str:
+    """Return the name of a language's made-up corpus."""
     return f"SYNTHETIC-{language.upper()}"
 
 
 def write_table(path: Path, columns: list[str], rows: list[list]) -> None:
+    """Write rows of a table as CSV, the names of its columns first."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)

@@ -48,6 +48,7 @@ class Speaker:
 
 
 def draw_situation(rng: np.random.Generator) -> Situation:
+    """Draw the recording situation of a made-up corpus."""
     return Situation(
         level=rng.uniform(-33, -26),
         snr=rng.uniform(22, 38),

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import pycountry
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from metaser import naming
+from metaser.naming import Section, explain
 from metaser.tasks import labels
 from metaser.tasks.matching import compile_pattern, match_end
 from metaser.tasks.modalities import Transcripts, Vectors, Video, check_modalities
@@ -20,11 +20,7 @@ Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Source(_Strict):
+class _Source(Section):
     """What naming by path and naming by table have in common."""
 
     speaker: Text | None = None  # template such as "{session}_{gender}", if not a group itself
@@ -53,6 +49,8 @@ class _Source(_Strict):
 
 
 class Files(_Source):
+    """``[files]``: a pattern that is matched against the end of each file's path."""
+
     pattern: Text
 
     @model_validator(mode="after")
@@ -65,6 +63,8 @@ class Files(_Source):
 
 
 class Table(_Source):
+    """``[table]``: a table of labels, by its columns or by the pattern of a line."""
+
     file: Text  # path or glob below the audio folder, or beside task.toml if place = "task"
     place: Literal["audio", "task"] = "audio"
     separator: Text | None = None
@@ -84,7 +84,9 @@ class Table(_Source):
         return self
 
 
-class RatingsTable(_Strict):
+class RatingsTable(Section):
+    """``[ratings_table]``: a table of ratings next to the labels."""
+
     file: Text  # in the task folder, or else below the audio folder
     separator: Text | None = None
     columns: dict[Text, Text]  # our name -> the table's column
@@ -98,7 +100,9 @@ class RatingsTable(_Strict):
         return self
 
 
-class Duplicates(_Strict):
+class Duplicates(Section):
+    """``[duplicates]``: files that are one recording, and speakers that are one person."""
+
     files: list[Annotated[list[Text], Field(min_length=2)]] = []
     speakers: list[Annotated[list[Text], Field(min_length=2)]] = []
 
@@ -119,7 +123,7 @@ class _Emotion(BaseModel):
         return self
 
 
-class TaskFile(_Strict):
+class TaskFile(Section):
     """The content of a `task.toml`, validated; an unknown key is an error."""
 
     language: Text
@@ -179,13 +183,16 @@ class TaskFile(_Strict):
 
     @property
     def source(self) -> Files | Table:
-        return self.files or self.table
+        """The section that says which clip a file is."""
+        source = self.files or self.table
+        assert source is not None  # see _check
+        return source
 
     @property
     def groups(self) -> list[str]:
         """Names that the pattern or the table gives, besides `file`."""
         columns = self.table.columns if self.table else None
-        names = columns or compile_pattern(self.source.pattern).groupindex
+        names = columns or compile_pattern(self.source.pattern or "").groupindex
         return [name for name in names if name != "file"]
 
     @property
@@ -248,39 +255,7 @@ def read_facts(folder: str | Path) -> TaskFile:
                 f"expected {facts.language}_<corpus>"
             )
     except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error)}") from error
+        raise ValueError(f"{path}: {explain(error, TaskFile)}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return facts
-
-
-def explain(error: ValidationError) -> str:
-    """Say in sentences what is wrong with a task.toml."""
-    sentences = []
-    for item in error.errors():
-        where, name = [str(part) for part in item["loc"][:-1]], str((item["loc"] or ("",))[-1])
-        section = f" in [{'.'.join(where)}]" if where else ""
-        if item["type"] == "extra_forbidden":
-            known = list(_MODELS[where[0]].model_fields if where else TaskFile.model_fields)
-            hint = naming.nearest(name, known)
-            if where and name in TaskFile.model_fields:
-                hint = " It belongs at the top of the file, above the first [section]."
-            sentences.append(f"unknown key {name!r}{section}.{hint} Known: {', '.join(known)}")
-        elif item["type"] == "missing":
-            sentences.append(f"the key {name!r} is missing{section}")
-        elif item["type"] == "value_error":
-            sentences.append(str(item["ctx"]["error"]))
-        else:
-            sentences.append(f"{name} = {item['input']!r}{section}: {item['msg']}")
-    return "; ".join(sentences)
-
-
-_MODELS = {
-    "files": Files,
-    "table": Table,
-    "ratings_table": RatingsTable,
-    "duplicates": Duplicates,
-    "transcripts": Transcripts,
-    "vectors": Vectors,
-    "video": Video,
-}

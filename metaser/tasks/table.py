@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pydantic import ValidationError
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from metaser import audio
+from metaser.naming import explain
 from metaser.tasks import labels
 from metaser.tasks.matching import (
     by_table,
@@ -33,7 +32,6 @@ from metaser.tasks.schema import (
     RatingsTable,
     Table,
     TaskFile,
-    explain,
 )
 
 
@@ -155,7 +153,7 @@ def name_reader(section: Mapping[str, Any]) -> Callable[[str], dict[str, str] | 
     try:
         return by_name(Files.model_validate(dict(section)))
     except ValidationError as error:
-        raise ValueError(explain(error)) from error
+        raise ValueError(explain(error, Files)) from error
 
 
 def columns_beside(facts: TaskFile, place: Path, files: Sequence[str]) -> dict[str, list[str]]:
@@ -405,6 +403,9 @@ def _units(clips: pd.DataFrame, declared: Duplicates) -> tuple[np.ndarray, np.nd
 
 def _components(count: int, groups: Sequence[Sequence[int]]) -> np.ndarray:
     """Join the clips of each group, and return the number of each clip's connected component."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     pairs = [(group[0], other) for group in groups for other in group[1:]]
     rows, columns = np.array(pairs, dtype=int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(count, count))

@@ -5,13 +5,17 @@ data root, how a clip's name (or a table) gives speaker and emotion, which class
 and which clips are the same recording. `read_task` turns it into a `Task` with one row a clip.
 """
 
+import functools
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from metaser import naming
@@ -27,6 +31,8 @@ from metaser.tasks.table import (
     table_place,
     with_ratings,
 )
+
+log = logging.getLogger(__name__)
 
 BUNDLED = bundled("tasks")
 """The task folders that come with MetaSER."""
@@ -94,7 +100,8 @@ class Task:
     folder: Path
     classes: tuple[str, ...]
     audio: Path | None = None
-    table: pd.DataFrame | None = field(default=None, repr=False)
+    # Typed for tasks that are present, as nearly all code has them; see require_audio.
+    table: pd.DataFrame = field(default=None, repr=False)  # type: ignore[assignment]
     vectors: dict[str, Path] = field(default_factory=dict)
     clips_found: int = 0
     speakers_found: int = 0
@@ -138,8 +145,11 @@ def data_root(data: str | Path | None = None) -> Path | None:
     return root
 
 
-def list_tasks(folders: Iterable[str | Path] = ()) -> dict[str, Path]:
-    """List the task folders that come with MetaSER and those below further folders.
+def list_tasks(folders: str | Path | Iterable[str | Path] = ()) -> dict[str, Path]:
+    """List the task folders that come with MetaSER, those of installed packages, and further ones.
+
+    A task folder of one's own takes the place of one of the same name that comes with MetaSER or a
+    package; the log says so once.
 
     Parameters
     ----------
@@ -156,25 +166,47 @@ def list_tasks(folders: Iterable[str | Path] = ()) -> dict[str, Path]:
     FileNotFoundError
         If one of `folders` does not exist or holds no task folder.
     ValueError
-        If two task folders have the same name.
+        If two of `folders`, or two packages, have a task folder of the same name.
     """
-    found: dict[str, Path] = {}
-    for base in [BUNDLED, *map(Path, folders)]:
-        if not base.is_dir() and base is not BUNDLED:
+    several = [folders] if isinstance(folders, str | Path) else folders
+    installed = _by_task_name([BUNDLED, *_from_packages()])
+    given = _by_task_name(map(Path, several))
+    for name in sorted(given.keys() & installed.keys()):
+        if given[name] != installed[name]:
+            _say_replaced(name, given[name])
+    return dict(sorted((installed | given).items()))
+
+
+def _by_task_name(bases: Iterable[Path]) -> dict[str, Path]:
+    """Return the task folders below some folders by name."""
+    by_name: dict[str, Path] = {}
+    for base in bases:
+        if not base.is_dir() and base != BUNDLED:
             raise FileNotFoundError(f"the folder of tasks {base} does not exist")
         inside = [base] if (base / "task.toml").is_file() else sorted(base.glob("*/"))
         inside = [folder.resolve() for folder in inside if (folder / "task.toml").is_file()]
-        if not inside and base is not BUNDLED:
+        if not inside and base != BUNDLED:
             raise FileNotFoundError(
                 f"{base} holds no task folder; expected {base}/<language>_<corpus>/task.toml"
             )
         for folder in inside:
-            if found.setdefault(folder.name, folder) != folder:
+            if by_name.setdefault(folder.name, folder) != folder:
                 raise ValueError(
-                    f"two task folders are named {folder.name}: {found[folder.name]} and {folder}; "
-                    "rename one"
+                    f"two task folders are named {folder.name}: {by_name[folder.name]} and "
+                    f"{folder}; rename one"
                 )
-    return dict(sorted(found.items()))
+    return by_name
+
+
+def _from_packages() -> list[Path]:
+    """Return the folders of tasks that installed packages add by entry points."""
+    entries = entry_points(group="metaser.tasks")
+    return [Path(str(entry.load().__file__)).parent for entry in entries]
+
+
+@functools.cache
+def _say_replaced(name: str, folder: Path) -> None:
+    log.warning("the task %s is read from %s, not from the one that is installed", name, folder)
 
 
 def read_task(
@@ -246,6 +278,75 @@ def read_task(
         },
         **found,
     )
+
+
+def require_audio(task: Task) -> Task:
+    """Return the task if its audio is present.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not; the message says where to obtain it.
+    """
+    if task.table is None:
+        raise FileNotFoundError(
+            f"the audio of {task.name} must be present, but is not: obtain it from {task.homepage} "
+            "and name the folder above it by --data or METASER_DATA"
+        )
+    return task
+
+
+def restrict(task: Task, classes: Sequence[str]) -> Task:
+    """Return the task with the clips of some classes only; the others count as left out."""
+    wanted = task.table["emotion"].isin(classes)
+    others = task.table["emotion"][~wanted].value_counts().to_dict()
+    table = task.table[wanted].reset_index(drop=True)
+    left_out = {str(name): int(count) for name, count in others.items()} | task.left_out
+    return replace(task, table=table, left_out=left_out)
+
+
+def join_same_audio(task: Task, hashes: np.ndarray) -> Task:
+    """Return the task with clips of identical audio joined into one unit and one clique.
+
+    Parameters
+    ----------
+    task : Task
+        A task whose audio is present.
+    hashes : ndarray of str
+        (clips,) hash of each clip's audio, in the order of the table.
+
+    Returns
+    -------
+    Task
+        The same task, if no two clips have the same audio.
+
+    Examples
+    --------
+    The first and the third clip are one recording, so their speakers count as one:
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"file": ["a.wav", "b.wav", "c.wav"], "speaker": ["p", "q", "r"]})
+    >>> facts = dict.fromkeys(("language", "corpus", "licence", "homepage", "reference"), "")
+    >>> facts |= {"version": 1, "speakers": 3, "utterances": 3, "synthetic": False}
+    >>> table = table.assign(emotion="sad", unit=range(3), clique=range(3))
+    >>> task = Task("xx_toy", folder=Path(), classes=("sad",), table=table, **facts)
+    >>> join_same_audio(task, np.array(["9f", "41", "9f"])).table["unit"].tolist()
+    [0, 1, 0]
+    """
+    content = np.unique(hashes, return_inverse=True)[1]
+    if len(np.unique(content)) == len(content):
+        return task
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    table = require_audio(task).table.copy()
+    for column in ("unit", "clique"):
+        groups = table[column].to_numpy()
+        size = groups.max() + 1
+        nodes = size + content.max() + 1
+        edges = coo_array((np.ones(len(groups)), (groups, size + content)), shape=(nodes, nodes))
+        table[column] = connected_components(edges, directed=False)[1][groups]
+    return replace(task, table=table)
 
 
 def find_task(task: str | Path, folders: Iterable[str | Path] = ()) -> Path:

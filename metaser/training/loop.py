@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -13,14 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metaser import __version__
 from metaser.batch import Batch, EpisodeBatch
+from metaser.contracts import method_traits, model_of
 from metaser.episodes import TaskSampler, tensors
 from metaser.features.table import Features
-from metaser.machine import device_of, rank, share, sum_over_processes
+from metaser.machine import device_of, generators, rank, share, sum_over_processes
+from metaser.protocol.schema import Training
 from metaser.training.augmentation import spec_augment
 from metaser.training.diagnosis import diagnose
 from metaser.training.meta_batch import MetaBatch
+from metaser.version import release, version
 
 STREAM_TASKS, STREAM_DROPOUT, STREAM_MASKS = 1, 2, 3
 
@@ -40,58 +42,6 @@ class Source:
     def draw(self, index: int) -> EpisodeBatch:
         """The tensors of episode ``index``."""
         return tensors(self.sampler.episode(index), self.features)
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the outer loop runs.
-
-    Parameters
-    ----------
-    updates : int
-        Outer steps at most.
-    meta_batch : int
-        Episodes a step.
-    rate : float
-        Adam's learning rate at the start; it falls to 0 along a cosine.
-    clip : float
-        Largest norm of the gradient.
-    validate_every : int
-        Steps between validations.
-    validation_episodes : int
-        Episodes a validation, shared out over the source tasks.
-    patience : int
-        Validations without gain before training stops.
-    engine : {"auto", "stacked", "loop"}
-        How the episodes of a step run, see ``MetaBatch``.
-    compile, mixed_precision : bool
-        Compile the stacked step; take its products in bfloat16, but for validation: see
-        ``MetaBatch``.
-    diverged : {"stop", "skip"}
-        What to do about an episode whose loss is not finite, or a step whose gradient is not: stop
-        the run, or leave the episode, or all of the step's, out and count them.
-    mask_frames, mask_channels : int
-        SpecAugment: longest of the two stretches of time, and widest of the two bands of channels,
-        that are masked in every clip; see ``augmentation.spec_augment``. 0 for none.
-    """
-
-    updates: int = 1000
-    meta_batch: int = 8
-    rate: float = 1e-3
-    clip: float = 1.0
-    validate_every: int = 50
-    validation_episodes: int = 40
-    patience: int = 6
-    engine: str = "auto"
-    compile: bool = False
-    mixed_precision: bool = False
-    diverged: str = "stop"
-    mask_frames: int = 0
-    mask_channels: int = 0
-
-    def __post_init__(self):
-        if self.diverged not in ("stop", "skip"):
-            raise ValueError(f"diverged must be 'stop' or 'skip', not {self.diverged!r}")
 
 
 def train(
@@ -164,7 +114,7 @@ def train(
     engine = MetaBatch(method, training.engine, training.compile, training.mixed_precision)
     recent, started = [], time.perf_counter()
     patience = math.inf if _is_sequential(method) else training.patience
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=generators(device_of(method))):
         while state["step"] < training.updates and state["waited"] < patience:
             losses = _update(engine, optimiser, sources, training, seed, state["step"])
             finite = [loss for loss in losses if math.isfinite(loss)]
@@ -202,7 +152,7 @@ def validation_loss(
     A method whose ``loss`` says nothing of its quality has a ``validation_loss`` besides.
     """
     method.eval()
-    measure = getattr(method, "validation_loss", method.loss)
+    measure = method_traits(method).validation_loss
     each = max(episodes // len(validation), 1)
     places = [(source, index) for source in validation for index in range(each)]
     losses = torch.zeros(len(places), dtype=torch.float64)
@@ -221,7 +171,7 @@ def validation_loss(
 
 
 def _is_sequential(method: nn.Module) -> bool:
-    return getattr(method, "order", "mixed") == "sequential"
+    return method_traits(method).order == "sequential"
 
 
 def _names(sources: Sequence[Source]) -> list[str]:
@@ -241,7 +191,8 @@ def _update(
     """One outer step over a meta-batch; return the loss of each episode."""
     method = engine.method
     method.train()
-    if hasattr(method, "progress"):
+    traits = method_traits(method)
+    if traits.shows_progress:
         method.progress = step / training.updates
     torch.manual_seed(
         int(np.random.SeedSequence([seed, STREAM_DROPOUT, step, rank()]).generate_state(1)[0])
@@ -255,17 +206,16 @@ def _update(
     losses = torch.zeros(len(chosen), dtype=torch.float64)
     own = share(range(len(chosen)))
     first = step * training.meta_batch
-    hears_other = getattr(method, "hears_other", False)
     drawn = [
         _masked(
-            _draw(*chosen[place], first + place, hears_other),
+            _draw(*chosen[place], first + place, traits.hears_other),
             training,
             [seed, STREAM_MASKS, first + place],
         ).to(device_of(method))
         for place in own
     ]
-    if getattr(method, "terms", None) is not None:
-        method.terms.catch_up(method.model, drawn, len(chosen))
+    if traits.terms is not None:
+        traits.terms.catch_up(method.model, drawn, len(chosen))
     losses[list(own)] = torch.tensor(engine.backward(drawn, len(chosen)), dtype=torch.float64)
     sum_over_processes([losses])
     sum_over_processes([value.grad for value in trainable])
@@ -334,13 +284,15 @@ def _choose(
     turn = [names[step * len(names) // training.updates]]
     by_name = {name: [s for s in sources if s.name == name] for name in names}
 
+    wants_partner = method_traits(method).wants_partner
+
     def one_of(own: list[Source]) -> Source:
         return own[rng.integers(len(own))]
 
     chosen = []
     for name in rng.choice(turn if _is_sequential(method) else sorted(names), training.meta_batch):
         source = partner = one_of(by_name[name])
-        if getattr(method, "pairs_tasks", False) or getattr(method, "hears_other", False):
+        if wants_partner:
             partner = one_of(by_name[rng.choice(_others(names, name))])
         chosen.append((source, partner))
     return chosen
@@ -358,21 +310,22 @@ def _others(names: list[str], name: str) -> list[str]:
 
 def _facts(method, training: Training, seed: int) -> dict:
     """What a checkpoint must agree on with the run that resumes from it."""
-    adaptation = {"training", "progress", *getattr(method, "ADAPTATION", ())}
+    traits = method_traits(method)
+    adaptation = {"training", "progress", *traits.adaptation}
     settings = {
         name: value
         for name, value in vars(method).items()
         if isinstance(value, bool | int | float | str) and name not in adaptation
     }
-    if getattr(method, "terms", None) is not None:
-        settings["terms"] = " ".join(repr(method.terms).split())
+    if traits.terms is not None:
+        settings["terms"] = " ".join(repr(traits.terms).split())
     return {
-        "metaser": __version__,
+        "metaser": release(version()),
         "method": type(method).__name__,
         "settings": settings,
-        "model": " ".join(repr(getattr(method, "model", method)).split()),
+        "model": " ".join(repr(model_of(method) or method).split()),
         "seed": seed,
-        **asdict(training),
+        **{name: getattr(training, name) for name in Training.model_fields},
         "parameters": {name: list(value.shape) for name, value in method.named_parameters()},
     }
 

@@ -179,7 +179,7 @@ def test_vectors_are_learnt_from_by_one_thread_and_frames_by_all(trained, monkey
 def test_on_vectors_one_thread_trains(training, tmp_path, monkeypatch):
     seen = []
 
-    def stop(*_):
+    def stop(*_, **__):
         seen.append(torch.get_num_threads())
         raise KeyboardInterrupt
 

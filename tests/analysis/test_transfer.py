@@ -14,6 +14,7 @@ from metaser.analysis.transfer import Pool, agreement, controls, transfer
 from metaser.benchmark import plan
 from metaser.cli import app
 from metaser.features import Features
+from metaser.files import Places
 from metaser.protocol import Protocol, build
 
 SOURCES = ["de_a", "en_b", "fr_c", "pl_d"]
@@ -75,7 +76,7 @@ def test_the_interval_is_that_of_targets_drawn_again():
 
 def test_controls_hear_nothing_of_the_target(make_task):
     tasks = {name: make_task(name, speakers=n + 2) for n, name in enumerate(SOURCES + TARGETS)}
-    pool = Pool(_protocol({"one": SETUP}), tasks, None, (), None, 1)
+    pool = Pool(_protocol({"one": SETUP}), tasks, Places())
     pairs = _pairs()
     changed = pairs.copy()
     changed.loc[changed["target"] == "it_x", "uar"] = 0.5
@@ -136,27 +137,33 @@ def shifted(make_task, monkeypatch):
     return tasks
 
 
+def _chosen(protocol, tasks) -> benchmark.Plan:
+    plan = benchmark.Plan(protocol, build.settle(protocol), tasks)
+    return benchmark.choose_sources(plan, Places())
+
+
 def test_a_set_up_learns_from_the_nearest_sources_alone(shifted):
     near = SETUP | {"choose": {"count": 2}}
     far = SETUP | {"choose": {"count": 1, "order": "farthest", "by": "proxy_a"}}
     protocol = _protocol({"all": SETUP, "near": near, "far": far})
-    chosen = benchmark.choose_sources(protocol, shifted, None)
-    jobs = {(job.setup, job.targets): job.sources for job in benchmark.plan_jobs(chosen, shifted)}
+    chosen = _chosen(protocol, shifted)
+    jobs = {(job.setup, job.targets): job.sources for job in chosen.jobs()}
     assert jobs["all", tuple(TARGETS)] == tuple(SOURCES)
     assert set(jobs["near", ("it_x", "fa_z")]) == {"de_a", "en_b"}
     assert set(jobs["near", ("ur_y",)]) == {"fr_c", "pl_d"}
     assert jobs["far", ("ur_y",)] == ("de_a",)
     for name in ("near", "far"):  # what was chosen stands in the row, not in the settings
-        digests = [build.settings(plan, name, "fine_tuning") for plan in (protocol, chosen)]
-        assert digests[0] == digests[1] != build.settings(protocol, "all", "fine_tuning")
+        setups = protocol.setups[name], chosen.setups[name], protocol.setups["all"]
+        digests = [build.settings(protocol, setup, "fine_tuning") for setup in setups]
+        assert digests[0] == digests[1] != digests[2]
 
 
 def test_choosing_hears_no_label_of_the_target(shifted):
     protocol = _protocol({"near": SETUP | {"choose": {"count": 2}}})
-    before = benchmark.choose_sources(protocol, shifted, None)
+    before = _chosen(protocol, shifted).chosen
     table = shifted["it_x"].table
     table["emotion"] = table["emotion"].to_numpy()[::-1].copy()
-    assert benchmark.choose_sources(protocol, shifted, None) == before
+    assert _chosen(protocol, shifted).chosen == before
 
 
 def test_a_choice_is_checked():
@@ -243,7 +250,7 @@ def test_the_command_ranks_and_measures_the_sources_of_a_target(spoken, tmp_path
 
 def test_targets_without_audio_or_name_are_refused(tmp_path):
     for target, words in (
-        ("it_emovo", "the audio of it_emovo is not present"),
+        ("it_emovo", "the audio of it_emovo must be present, but is not"),
         ("it_emov", "Did you mean 'it_emovo'?"),
     ):
         result = _run(target, "--data", tmp_path)

@@ -369,8 +369,11 @@ def test_a_backbone_is_made_from_a_table():
     [
         ({"name": "multiscalecnn"}, "not 'multiscalecnn'. Did you mean 'multiscale_cnn'"),
         ({"hidden": 3}, "must be one of .*not None"),
-        ({"name": "mlp", "hiden": (3,)}, "'mlp' has no argument 'hiden'. Did you mean 'hidden'"),
-        ({"name": "mlp", "hidden": 3}, "backbone 'mlp': .*int"),
+        ({"name": "mlp", "hiden": (3,)}, "'mlp' must be .*not 'hiden'. Did you mean 'hidden'"),
+        (
+            {"name": "mlp", "hidden": 3},
+            "hidden of backbone 'mlp' must be a list of whole numbers, not 3",
+        ),
         (
             {"name": "segment_sequence", "inner": {"name": "recurent"}},
             "not 'recurent'. Did you mean 'recurrent'",
@@ -386,9 +389,9 @@ def test_modalities_of_different_clips_or_without_frames_are_refused():
     channels = {"audio": CHANNELS, "text": CHANNELS}
     model = Model(BACKBONES["multiscale_cnn"](channels, filters=2), classes=4).double()
     audio, text = _clips([4, 2]), _clips([3, 1, 2])
-    with pytest.raises(ValueError, match="one row a clip, but they have {'audio': 2, 'text': 3}"):
+    with pytest.raises(ValueError, match="one row per clip, not {'audio': 2, 'text': 3}"):
         model({"audio": audio, "text": text})
     empty = Padded(text.values[:2, :0], text.mask[:2, :0])
-    with pytest.raises(ValueError, match="'text' has sequences of at least 1 frame, but 0 came"):
+    with pytest.raises(ValueError, match="'text' must have sequences of at least 1 frame, not 0"):
         model({"audio": audio, "text": empty})
     assert model({"audio": audio, "text": text[:2]}).shape == (2, 4)

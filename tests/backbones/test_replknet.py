@@ -207,11 +207,11 @@ def test_the_default_is_small():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"kernels": ((31, 4), (13, 5), (7, 5))}, r"odd.*\(31, 4\) beside 5"),
-        ({"kernels": ((31, 5), (13, 5), (3, 5))}, r"at least as large.*\(3, 5\) beside 5"),
-        ({"small": 4}, "odd.*beside 4"),
-        ({"widths": (16, 32)}, "one entry a stage each, not 2, 3 and 2"),
-        ({"blocks": (1, 1)}, "one entry a stage each, not 3, 3 and 2"),
+        ({"kernels": ((31, 4), (13, 5), (7, 5))}, r"odd.*\(31, 4\) with 5"),
+        ({"kernels": ((31, 5), (13, 5), (3, 5))}, r"at least as large.*\(3, 5\) with 5"),
+        ({"small": 4}, "odd.*with 4"),
+        ({"widths": (16, 32)}, "one entry per stage each, not 2, 3 and 2"),
+        ({"blocks": (1, 1)}, "one entry per stage each, not 3, 3 and 2"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(options, message):

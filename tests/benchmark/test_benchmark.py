@@ -24,6 +24,7 @@ from metaser import benchmark, metrics
 from metaser.benchmark import cluster as cluster_module
 from metaser.benchmark import harness
 from metaser.benchmark import materials as materials_module
+from metaser.files import Places
 from metaser.methods import METHODS
 from metaser.protocol import Protocol, build
 
@@ -105,7 +106,11 @@ def results(measured, tmp_path) -> Path:
 
 @pytest.fixture
 def tasks(spoken):
-    return benchmark.present_tasks(_protocol(), spoken / "audio", [spoken / "tasks"])[0]
+    return benchmark.present_tasks(_protocol(), Places.at(spoken / "audio", spoken / "tasks"))[0]
+
+
+def _plan(protocol: Protocol, tasks: dict) -> benchmark.Plan:
+    return benchmark.Plan(protocol, build.settle(protocol), tasks)
 
 
 def _scores(rows) -> list[dict]:
@@ -295,7 +300,7 @@ def test_unknown_targets_and_methods_are_refused(run, tmp_path, options, words):
     "methods, words",
     [
         ({"metaserr": {}}, "method must be one of.*'metaserr'"),
-        ({"metaser": {"inner_step": 3}}, "no argument 'inner_step'.*inner_steps"),
+        ({"metaser": {"inner_step": 3}}, "inner_steps.*not 'inner_step'"),
     ],
 )
 def test_unknown_methods_and_arguments_are_refused_before_any_work(
@@ -318,7 +323,7 @@ def test_no_training_sees_the_language_it_is_scored_on(tasks):
         targets=["ur_synthetic"],
         leave_one_language_out=[0],
     )
-    jobs = benchmark.plan_jobs(protocol, tasks | {"it_other": other})
+    jobs = _plan(protocol, tasks | {"it_other": other}).jobs()
     for job in jobs:
         heard = {name[:2] for name in job.sources}
         assert not heard & {name[:2] for name in job.targets}
@@ -331,7 +336,7 @@ def test_no_training_sees_the_language_it_is_scored_on(tasks):
 def test_only_the_target_s_language_as_source_is_refused(tasks):
     protocol = _protocol(sources=["ur_synthetic"])
     with pytest.raises(ValueError, match="another language than ur_synthetic"):
-        benchmark.plan_jobs(protocol, tasks)
+        _plan(protocol, tasks).jobs()
 
 
 def test_methods_share_a_training_where_only_the_adaptation_differs(tasks):
@@ -344,7 +349,7 @@ def test_methods_share_a_training_where_only_the_adaptation_differs(tasks):
         "metaser": {},
         "metaser_second_order": {},
     }
-    jobs = benchmark.plan_jobs(_protocol(methods, seeds=[0]), tasks)
+    jobs = _plan(_protocol(methods, seeds=[0]), tasks).jobs()
     assert sorted(job.methods for job in jobs) == [
         ("fine_tuning", "zero_shot", "slow"),
         ("from_scratch",),
@@ -408,7 +413,7 @@ def test_the_seed_decides_the_initial_parameters_alone(tasks, plant):
     for seed in (0, 0, 1):
         job = benchmark.Job("mel", ("metaser",), (), ("ur_synthetic",), seed)
         built.append(
-            benchmark.build_method("metaser", protocol.setups["mel"], protocol, materials, job)
+            benchmark.build_method("metaser", protocol, protocol.setups["mel"], job, materials)
         )
     first, same, other = (method.model.backbone.layers[0][0].weight for method in built)
     assert torch.equal(first, same) and not torch.equal(first, other)
@@ -436,7 +441,9 @@ def test_a_job_uses_its_threads_and_puts_the_number_back(tasks, plant, monkeypat
         harness, "score_cell", lambda *arguments: {"threads": torch.get_num_threads()}
     )
     before = torch.get_num_threads()
-    _, _, rows = benchmark.run_job(_protocol(), job, materials, frozenset(), before + 2)
+    protocol = _protocol()
+    order = benchmark.Order(protocol=protocol, setups=protocol.setups, threads=before + 2)
+    _, _, rows = benchmark.run_job(job, order, materials)
     assert [row["threads"] for row in rows] == [before + 2] * 2
     assert torch.get_num_threads() == before
 
@@ -464,7 +471,10 @@ def test_a_learnable_front_end_is_trained_with_the_rest(run, tmp_path):
             "'leaf'.*mask_channels = 0",
         ),
         ({"frontend": {"name": "leaf"}, "normalise": "none"}, "logistic_regression.*leave it out"),
-        ({"frontend": {"name": "log_mel", "bands": "many"}}, "bands must be of type int"),
+        (
+            {"frontend": {"name": "log_mel", "bands": "many"}},
+            "bands of front end 'log_mel' must be a whole number",
+        ),
     ],
 )
 def test_a_front_end_that_cannot_do_is_refused_before_any_work(run, tmp_path, changes, words):
@@ -479,19 +489,19 @@ def test_a_method_is_built_without_the_front_end_that_is_done(tasks, plant, monk
         raise AssertionError("the features are there already")
 
     protocol = _protocol()
-    job = benchmark.plan_jobs(protocol, tasks)[0]
+    job = _plan(protocol, tasks).jobs()[0]
     materials = {name: benchmark.Material(task, plant(task), ()) for name, task in tasks.items()}
     monkeypatch.setattr(build, "make_frontend", refuse)
-    benchmark.build_method("metaser", protocol.setups["mel"], protocol, materials, job)
+    benchmark.build_method("metaser", protocol, protocol.setups["mel"], job, materials)
 
 
 def test_chosen_recordings_are_heard_in_sources_alone(spoken, cache, tasks):
     training = FACTS["setups"]["mel"]["training"]
     chosen = [{"speed": 1.5}, {"noise": 0.0}]
     protocol = _protocol(**_setup(training=training | {"recordings": chosen, "situations": 1}))
-    jobs = benchmark.plan_jobs(protocol, tasks)
-    setup, quiet = protocol.setups["mel"], Console(file=io.StringIO())
-    materials = benchmark.gather(setup, jobs, tasks, cache, 1, quiet)
+    plan = _plan(protocol, tasks)
+    jobs = plan.jobs()
+    materials = benchmark.gather(plan.settled["mel"], jobs, tasks, Places(cache=cache))
     assert not materials["ur_synthetic"].situations
     drawn, faster, noisy = materials["fa_synthetic"].situations
     plain = materials["fa_synthetic"].plain
@@ -502,7 +512,7 @@ def test_chosen_recordings_are_heard_in_sources_alone(spoken, cache, tasks):
 
 def test_an_unknown_fact_of_a_recording_is_refused(run, tmp_path):
     training = FACTS["setups"]["mel"]["training"] | {"recordings": [{"snr": 10}]}
-    with pytest.raises(ValueError, match="snr.*'noise'"):
+    with pytest.raises(ValueError, match="noise.*not 'snr'"):
         run(tmp_path, _protocol(**_setup(training=training)))
 
 

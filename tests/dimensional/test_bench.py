@@ -308,7 +308,7 @@ def test_missing_ratings_are_counted_and_left_out(made, tmp_path):
     "change, words",
     [
         (lambda task: replace(task, ratings={}), "it_d has no rating 'arousal'; .* none"),
-        (lambda task: replace(task, table=None), "the audio of it_d is not present"),
+        (lambda task: replace(task, table=None), "the audio of it_d must be present, but is not"),
         (
             lambda task: replace(task, table=task.table.assign(arousal=0.5)),
             "'arousal' of it_d has 1 different values in 32 clips",
@@ -372,7 +372,9 @@ def test_an_unknown_key_names_the_nearest(tmp_path):
     path = tmp_path / "trial.toml"
     text = Path(BUNDLED / "dimensional.toml").read_text()
     path.write_text(text.replace("strength =", "strenght =").replace("stages ", "stage "))
-    with pytest.raises(ValueError, match="unknown key fusion.strenght; did you mean 'strength'"):
+    with pytest.raises(
+        ValueError, match=r"unknown key 'strenght' in \[fusion\]. Did you mean 'strength'"
+    ):
         read_dimensional(str(path))
 
 

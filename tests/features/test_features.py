@@ -91,7 +91,9 @@ def test_other_arguments_and_situations_are_extracted_apart(task, tmp_path):
     plain = extract(task, Chunks(), tmp_path / "cache")
     wide = extract(task, Chunks(width=2000), tmp_path / "cache")
     situation = draw_situation(np.random.default_rng(0))
-    heard = [extract(task, Chunks(), tmp_path / name, situation) for name in ("cache", "new")]
+    heard = [
+        extract(task, Chunks(), tmp_path / name, situation=situation) for name in ("cache", "new")
+    ]
     assert len(CALLS) == 24
     assert wide.values.shape[1] == 4
     assert not np.array_equal(heard[0].values, plain.values)
@@ -281,7 +283,7 @@ def test_stores_are_listed_and_pruned(task, tmp_path, monkeypatch):
     extract(task, Chunks(), cache)
     statistics = make_frontend({"name": "statistics"})
     extract(task, statistics, cache)
-    extract(task, statistics, cache, situation)
+    extract(task, statistics, cache, situation=situation)
     found = {(one.frontend, bool(one.situation)): one for one in list_stores(cache)}
     assert len(found) == 3 and {one.clips for one in found.values()} == {6}
     assert found[repr(statistics), True].current and not found[repr(Chunks()), False].current
@@ -442,7 +444,7 @@ def test_a_trained_encoder_says_once_what_rates_it_was_given(task, tmp_path, cap
 
 def test_long_clips_go_alone_and_give_the_same(task, tmp_path, monkeypatch):
     together = extract(task, Chunks(), tmp_path / "cache")
-    monkeypatch.setattr("metaser.features.extraction.CHUNK_SECONDS", 0.3)
+    monkeypatch.setattr("metaser.features.hear.PORTION_SECONDS", 0.3)
     alone = extract(task, Chunks(), tmp_path / "other")
     assert np.array_equal(together.values, alone.values) and len(CALLS) == 12
 
@@ -451,9 +453,9 @@ def test_arguments_of_a_front_end_have_their_types():
     assert make_frontend({"name": "waveform", "seconds": 10}) == Waveform(seconds=10.0)
     assert repr(make_frontend({"name": "waveform", "seconds": 10})) == repr(Waveform(seconds=10.0))
     for wrong in ({"rate": "abc"}, {"frames": 1.5}, {"engine": 3}):
-        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be of type"):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} of front end 'log_mel' must be"):
             make_frontend({"name": "log_mel", **wrong})
-    with pytest.raises(ValueError, match="log_mel.*unexpected"):
+    with pytest.raises(ValueError, match="log_mel.*must be .*not 'lenght'"):
         make_frontend({"name": "log_mel", "lenght": 3})
 
 

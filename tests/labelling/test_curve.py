@@ -66,8 +66,8 @@ def test_what_is_told_says_whether_it_was_measured():
     assert "extrapolation" not in _told(truth, 0.6)
     assert "needs about 5 clips" in _told(truth, 0.6)
     assert "beyond what was measured (up to 20): an extrapolation" in _told(truth, 0.75)
-    assert "UAR 95% cannot be reached: it levels off at 79%" in _told(truth, 0.95)
-    with pytest.raises(ValueError, match="between 0 and 1, such as 0.7, not 70"):
+    assert "cannot be reached: it levels off at 79%" in _told(truth, 0.95)
+    with pytest.raises(ValueError, match="must be between 0 and 1, such as 0.7, not 70"):
         _told(truth, 70)
 
 
@@ -101,7 +101,7 @@ def test_the_figure_is_written_whole(tmp_path):
 
 
 def test_wrong_wishes_are_told_before_anything_is_heard():
-    assert "between 0 and 1, such as 0.7; came 70" in run("--task", "x", "--want", 70).output
+    assert "between 0 and 1, not 70" in run("--task", "x", "--want", 70).output
     assert "not 'a.pdf'" in run("--task", "x", "--figure", "a.pdf").output
     assert "there is no task" in run("--task", "it_emovoo").output
 

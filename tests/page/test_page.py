@@ -25,6 +25,7 @@ from metaser.adaptation.predict import predict
 from metaser.adaptation.recipe import read_recipe
 from metaser.adaptation.train import train_model
 from metaser.cli import app
+from metaser.files import Places
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 uvicorn = pytest.importorskip("uvicorn", reason='needs uvicorn: pip install "metaser[app]"')
@@ -83,8 +84,9 @@ def model(spoken, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     (folder / "tiny.toml").write_text(PROTOCOL, encoding="utf-8")
     recipe = read_recipe(folder / "tiny.toml")
-    path, corpora = folder / "tiny.safetensors", (spoken / "audio", [spoken / "tasks"])
-    train_model(path, recipe, *corpora, cache=folder / "cache", draws=3)
+    path = folder / "tiny.safetensors"
+    places = Places.at(spoken / "audio", spoken / "tasks", folder / "cache")
+    train_model(path, recipe, places, draws=3)
     return path
 
 

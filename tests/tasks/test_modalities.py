@@ -17,6 +17,7 @@ from metaser.backbones import BACKBONES
 from metaser.batch import Padded, stack
 from metaser.episodes import TaskSampler, tensors
 from metaser.features import Features, extract, lacks, list_stores, normalise, prune
+from metaser.files import Places
 from metaser.frontends import HashedNgrams, VideoFrames, make_frontend
 from metaser.methods import METHODS
 from metaser.model import Model
@@ -251,7 +252,7 @@ def test_what_a_task_does_not_give_is_told(corpus, tmp_path):
     assert "[video]" in lacks(task, VideoFrames())
     with pytest.raises(ValueError, match="sw_test gives no text to HashedNgrams"):
         extract(task, HashedNgrams(), tmp_path)
-    with pytest.raises(ValueError, match="front end of text.*'video_frames' is.*of video"):
+    with pytest.raises(ValueError, match="front end of text.*'video_frames', which is.*of video"):
         make_frontend({"name": "video_frames"}, "text")
     with pytest.raises(ValueError, match="modality must be one of"):
         make_frontend({"name": "vectors"}, "smell")
@@ -341,7 +342,7 @@ def test_a_perceptron_joins_the_means():
     net = BACKBONES["mlp"]({"video": 3, "audio": 2}, hidden=(4,))
     joined = torch.cat([clips["audio"].mean(), clips["video"].mean()], dim=1)
     torch.testing.assert_close(net(**clips), net.layers(joined))
-    with pytest.raises(ValueError, match="needs audio and video.*the task gives audio"):
+    with pytest.raises(ValueError, match="must get audio and video, as its channels say, not audio"):
         net(audio=clips["audio"])
     with pytest.raises(ValueError, match="channels must name some of"):
         BACKBONES["mlp"]({"smell": 3})
@@ -382,7 +383,8 @@ def _protocol(**setups) -> Protocol:
 
 def _run(protocol, spoken, out, cache):
     place = {"data": spoken / "audio", "task_folders": [spoken / "tasks"], "cache": cache}
-    said = benchmark.forecast(protocol, out, **place)
+    places = Places.at(place["data"], place["task_folders"], cache)
+    said = benchmark.forecast(benchmark.Run(protocol=protocol, out=out, places=places))
     benchmark.run(protocol, out, console=Console(quiet=True), **place)
     return said, [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
 

@@ -135,9 +135,18 @@ def test_data_root_comes_from_the_environment(language, monkeypatch, tmp_path):
             TOML + "[duplicates]\nfile = []",
             "unknown key 'file' in [duplicates]. Did you mean 'files'",
         ),
-        (TOML.replace("utterances = 8", "utterances = '8'"), "utterances = '8'"),
-        (TOML.replace("speakers = 2", "speakers = 0"), "speakers = 0"),
-        (TOML.replace('language = "sw"', "language = false"), "language = False"),
+        (
+            TOML.replace("utterances = 8", "utterances = '8'"),
+            "utterances must be a valid integer, not '8'",
+        ),
+        (
+            TOML.replace("speakers = 2", "speakers = 0"),
+            "speakers must be greater than or equal to 1, not 0",
+        ),
+        (
+            TOML.replace('language = "sw"', "language = false"),
+            "language must be a valid string, not False",
+        ),
         (TOML.replace('"sw"', '"xx"'), "language 'xx' is not a code of ISO 639"),
         (TOML.replace('"sw"', '"eng"'), "'eng' has a code of two letters, 'en'"),
         (TOML.replace('"sw"', '"Urdu"'), "Urdu has 'ur'"),
@@ -155,7 +164,7 @@ def test_data_root_comes_from_the_environment(language, monkeypatch, tmp_path):
         (HEAD + FILES + "[table]\nfile='a.csv'\n" + EMOTION, "columns or the pattern of a line"),
         (TOML.replace('"angry"', '"angy"'), "Did you mean 'angry'?"),
         (TOML + 'drop = ["a"]', "both mapped and dropped"),
-        (TOML.replace('"angry"', "1"), "a = 1"),
+        (TOML.replace('"angry"', "1"), "a in [emotion] must be a valid string, not 1"),
         (TOML + '[duplicates]\nfiles = [["s1_a_1", "oops"]]', "names 'oops'"),
         (TOML + '[duplicates]\nfiles = [["s1_a_1"]]', "[duplicates.files]"),
         (TOML + "[ratings]\narousal = [1, 5]", "[ratings] names 'arousal'"),
@@ -591,8 +600,8 @@ def test_an_installed_copy_brings_its_own_task_folders(tmp_path):
     package = tmp_path / "metaser"
     package.mkdir()
     source = Path(tasks.__file__).parents[1]
-    for name in ("__init__", "audio", "files", "naming"):
-        shutil.copy(source / f"{name}.py", package)
+    for name in ("__init__.py", "__init__.pyi", "audio.py", "files.py", "naming.py"):
+        shutil.copy(source / name, package)
     shutil.copytree(source / "tasks", package / "tasks")
     (package / "aboard" / "tasks" / "sw_test").mkdir(parents=True)
     (package / "aboard" / "tasks" / "sw_test" / "task.toml").write_text(TOML)

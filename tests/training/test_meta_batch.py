@@ -90,15 +90,15 @@ def _method(name="maml", backbone="mlp", **arguments) -> nn.Module:
         return METHODS[name](model=model, **arguments).double()
 
 
-def _gradients(method: nn.Module, mode: str, episodes=EPISODES) -> tuple[list, dict]:
+def _gradients(method: nn.Module, engine: str, episodes=EPISODES) -> tuple[list, dict]:
     method.zero_grad()
-    losses = MetaBatch(method, mode).backward(episodes)
+    losses = MetaBatch(method, engine).backward(episodes)
     return losses, {k: v.grad for k, v in method.named_parameters() if v.grad is not None}
 
 
-def _assert_same(method: nn.Module, mode="stacked", episodes=EPISODES) -> None:
+def _assert_same(method: nn.Module, engine="stacked", episodes=EPISODES) -> None:
     one, expected = _gradients(method, "loop", episodes)
-    two, found = _gradients(method, mode, episodes)
+    two, found = _gradients(method, engine, episodes)
     assert two == pytest.approx(one, rel=1e-10)
     assert found.keys() == expected.keys()
     scale = max(float(value.abs().max()) for value in expected.values())
@@ -194,12 +194,12 @@ def test_chunks_give_the_same_gradient(monkeypatch):
     "name, backbone",
     [("maml", "mlp"), ("maml_plus_plus", "mlp"), ("meta_sgd", "mlp"), ("maml", "recurrent")],
 )
-@pytest.mark.parametrize("mode", ["loop", "stacked"])
-def test_checkpointed_steps_give_the_same_gradient(name, mode, backbone):
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_checkpointed_steps_give_the_same_gradient(name, engine, backbone):
     own = {"inner_steps": 2}
-    _, expected = _gradients(_method(name, backbone, **own), mode, PAIR)
+    _, expected = _gradients(_method(name, backbone, **own), engine, PAIR)
     own["checkpoint_steps"] = True
-    _, found = _gradients(_method(name, backbone, **own), mode, PAIR)
+    _, found = _gradients(_method(name, backbone, **own), engine, PAIR)
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-15)
 
@@ -381,7 +381,7 @@ def test_tasks_side_by_side_do_not_undo_each_others_choice_of_kernels(two_thread
 
     class Attentive(MLP):
         def forward(self, audio: Padded) -> torch.Tensor:
-            seen.append(torch.backends.cudnn.enabled)
+            seen.append(torch.backends.cuda.flash_sdp_enabled())
             return super().forward(audio)
 
     model = Model(Attentive(CHANNELS, (5,)), CLASSES)
@@ -391,7 +391,7 @@ def test_tasks_side_by_side_do_not_undo_each_others_choice_of_kernels(two_thread
     engine.backward(PAIR)
     assert len(seen) == 2 * (engine.method.inner_steps + 1)
     assert not any(seen)
-    assert torch.backends.cudnn.enabled
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_what_fails_side_by_side_is_raised(two_threads):
@@ -439,12 +439,12 @@ def test_stacking_is_said(caplog):
     )
 
 
-@pytest.mark.parametrize("mode", ["loop", "stacked", "auto"])
-def test_an_episode_that_diverges_adds_no_gradient(mode, two_threads):
+@pytest.mark.parametrize("engine", ["loop", "stacked", "auto"])
+def test_an_episode_that_diverges_adds_no_gradient(engine, two_threads):
     bad = _episode(7)
     bad.query.modalities["audio"].values[0, 0, 0] = float("nan")
     method = _method()
-    losses, found = _gradients(method, mode, [EPISODES[0], bad, EPISODES[2]])
+    losses, found = _gradients(method, engine, [EPISODES[0], bad, EPISODES[2]])
     assert [loss == loss for loss in losses] == [True, False, True]
     method.zero_grad()
     ((method.loss(EPISODES[0]) + method.loss(EPISODES[2])) / 3).backward()
@@ -455,7 +455,10 @@ def test_an_episode_that_diverges_adds_no_gradient(mode, two_threads):
 
 @pytest.mark.parametrize(
     "arguments, words",
-    [({"mode": "fast"}, "'fast'"), ({"mode": "loop", "compile": True}, "compile is for stacked")],
+    [
+        ({"engine": "fast"}, "'fast'"),
+        ({"engine": "loop", "compile": True}, "compile is for stacked"),
+    ],
 )
 def test_strange_arguments_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
@@ -503,7 +506,7 @@ def test_the_compiled_engine_gives_the_same_gradient(name):
 
 
 @pytest.mark.parametrize(
-    "name, backbone, mode",
+    "name, backbone, engine",
     [
         ("fomaml", "mlp", "stacked"),
         ("maml", "mlp", "loop"),
@@ -514,7 +517,7 @@ def test_the_compiled_engine_gives_the_same_gradient(name):
         ("maml", "multiscale_cnn", "stacked"),
     ],
 )
-def test_mixed_precision_is_near_and_leaves_the_rest_as_it_is(name, backbone, mode, monkeypatch):
+def test_mixed_precision_is_near_and_leaves_the_rest_as_it_is(name, backbone, engine, monkeypatch):
     kinds, linear = set(), functional.linear
 
     def watched(*arguments):
@@ -525,15 +528,15 @@ def test_mixed_precision_is_near_and_leaves_the_rest_as_it_is(name, backbone, mo
     monkeypatch.setattr(functional, "linear", watched)
     method = _method(name, backbone, inner_steps=2).float()
     episodes = [_single(episode) for episode in PAIR]
-    _, expected = _gradients(method, mode, episodes)
+    _, expected = _gradients(method, engine, episodes)
     assert kinds == {torch.float32}
     method.zero_grad()
-    engine = MetaBatch(method, mode, mixed_precision=True)
-    engine.plan(episodes[0])
+    mixed = MetaBatch(method, engine, mixed_precision=True)
+    mixed.plan(episodes[0])
     kinds.clear()
-    engine.backward(episodes)
+    mixed.backward(episodes)
     # Stacked layers add their biases after the product, in single precision.
-    assert kinds == {torch.float32 if mode == "stacked" else torch.bfloat16}
+    assert kinds == {torch.float32 if engine == "stacked" else torch.bfloat16}
     found = {key: value.grad for key, value in method.named_parameters()}
     assert {value.dtype for value in found.values()} == {torch.float32}
     one, other = (torch.cat([own[key].flatten() for key in expected]) for own in (expected, found))

@@ -133,7 +133,9 @@ def test_the_same_seed_trains_the_same_and_another_seed_otherwise(sources):
 
 def test_the_best_state_is_restored(sources):
     method = _method(Transfer)
-    plan = replace(SHORT, rate=0.5, clip=100.0, patience=100)  # far too fast: it gets worse
+    plan = SHORT.model_copy(
+        update=dict(rate=0.5, clip=100.0, patience=100)
+    )  # far too fast: it gets worse
     history = train(method, *sources, plan)
     losses = [entry["validation"] for entry in history]
     assert losses.index(min(losses)) < len(losses) - 1
@@ -144,7 +146,7 @@ def test_the_best_state_is_restored(sources):
 def test_training_learns(sources):
     method = _method(Transfer)
     before = validation_loss(method, sources[1], 20)
-    train(method, *sources, replace(SHORT, updates=60, validate_every=20))
+    train(method, *sources, SHORT.model_copy(update=dict(updates=60, validate_every=20)))
     assert validation_loss(method, sources[1], 20) < before - 0.1
 
 
@@ -169,7 +171,7 @@ def test_it_stops_when_validation_gains_nothing(sources):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_names_the_episode(sources, value):
     method = Scripted(losses=[1.0] * 5 + [value])
-    plan = replace(SHORT, validate_every=100)
+    plan = SHORT.model_copy(update=dict(validate_every=100))
     with pytest.raises(FloatingPointError, match="episode 5 of (it|ur)_made.*step 2.*lower"):
         train(method, sources[0], sources[1], plan)
 
@@ -177,7 +179,7 @@ def test_a_loss_that_is_not_finite_names_the_episode(sources, value):
 def test_diverged_episodes_are_left_out_and_counted_if_asked(sources):
     method = Scripted(losses=[1.0, float("nan"), 2.0, float("inf"), float("nan"), float("nan")])
     plan = Training(updates=3, meta_batch=2, validate_every=1, validation_episodes=2, patience=9)
-    history = train(method, *sources, replace(plan, diverged="skip"))
+    history = train(method, *sources, plan.model_copy(update=dict(diverged="skip")))
     assert [entry["skipped"] for entry in history] == [1, 2, 4]
     assert [entry["loss"] for entry in history][:2] == pytest.approx([1.0, 2.0], abs=0.1)
     assert np.isnan(history[2]["loss"])
@@ -205,13 +207,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run_or_is_counted(sources):
     with pytest.raises(FloatingPointError, match=told):
         train(Steep(), *sources, plan)
     method = Steep()
-    history = train(method, *sources, replace(plan, diverged="skip"))
+    history = train(method, *sources, plan.model_copy(update=dict(diverged="skip")))
     assert [entry["skipped"] for entry in history] == [0, 1, 1]
     assert method.weight.isfinite().all()
 
 
 def test_what_to_do_about_divergence_is_stop_or_skip():
-    with pytest.raises(ValueError, match="'stop' or 'skip', not 'ignore'"):
+    with pytest.raises(ValueError, match="'stop' or 'skip'"):
         Training(diverged="ignore")
 
 
@@ -228,7 +230,7 @@ class Progressing(Scripted):
 
 def test_a_method_is_told_how_far_the_training_is(sources):
     method = Progressing()
-    train(method, *sources, replace(SHORT, meta_batch=1, updates=4))
+    train(method, *sources, SHORT.model_copy(update=dict(meta_batch=1, updates=4)))
     assert method.told == [0, 0.25, 0.5, 0.75]
 
 
@@ -244,7 +246,12 @@ def test_pairs_come_from_two_tasks(make_task, plant):
 
     found = _marked(make_task, plant, ["aa_made", "bb_made", "cc_made"])
     method = Pairing("mixed")
-    train(method, found, found, replace(SHORT, updates=30, meta_batch=4, validate_every=30))
+    train(
+        method,
+        found,
+        found,
+        SHORT.model_copy(update=dict(updates=30, meta_batch=4, validate_every=30)),
+    )
     assert len(method.seen) == 120
     assert set(method.seen) == {(a, b) for a in range(3) for b in range(3) if a != b}
     with pytest.raises(ValueError, match="two source tasks, and aa_made is the only one"):
@@ -264,7 +271,7 @@ def test_a_method_may_be_validated_by_something_else_than_its_loss(sources):
     "change",
     [
         {"seed": 1},
-        {"training": replace(SHORT, rate=0.1)},
+        {"training": SHORT.model_copy(update=dict(rate=0.1))},
         {"method": MAML(Model(MLP(6, (9,)), 4))},
         {"method": Transfer(Model(MLP(6, (8,)), 4))},
         {"version": "0.0.0"},
@@ -276,7 +283,7 @@ def test_a_foreign_checkpoint_is_refused(sources, tmp_path, change, monkeypatch)
     train(_method(), *sources, SHORT, seed=0, checkpoint=path)
     method = change.get("method", _method())
     if "version" in change:
-        monkeypatch.setattr(loop, "__version__", change["version"])
+        monkeypatch.setattr(loop, "version", lambda: change["version"])
     before = copy.deepcopy(method.state_dict())
     with pytest.raises(ValueError, match="run.pt was made by another run.*delete it"):
         train(
@@ -431,20 +438,20 @@ def test_validation_episodes_that_diverge_are_left_out_if_asked(sources):
 
     with pytest.raises(FloatingPointError, match="validation episode 0 of it_made"):
         train(Half(), *sources, SHORT)
-    history = train(Half(), *sources, replace(SHORT, diverged="skip"))
+    history = train(Half(), *sources, SHORT.model_copy(update=dict(diverged="skip")))
     assert {entry["validation"] for entry in history} == {3.0}
 
 
 def test_masks_change_the_training_alone_and_by_the_seed(sources):
     def history(**masks):
-        return train(_method(), *sources, replace(SHORT, **masks), seed=1)
+        return train(_method(), *sources, SHORT.model_copy(update=dict(**masks)), seed=1)
 
     plain, masked, again = history(), history(mask_channels=3), history(mask_channels=3)
     assert [entry["loss"] for entry in masked] == [entry["loss"] for entry in again]
     assert plain[0]["loss"] != masked[0]["loss"]
-    untrained = replace(SHORT, rate=0.0)
+    untrained = SHORT.model_copy(update=dict(rate=0.0))
     one, other = (
-        train(_method(), *sources, replace(untrained, mask_channels=width), seed=1)
+        train(_method(), *sources, untrained.model_copy(update=dict(mask_channels=width)), seed=1)
         for width in (0, 3)
     )
     assert one[0]["validation"] == other[0]["validation"]
