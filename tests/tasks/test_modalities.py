@@ -342,7 +342,7 @@ def test_a_perceptron_joins_the_means():
     net = BACKBONES["mlp"]({"video": 3, "audio": 2}, hidden=(4,))
     joined = torch.cat([clips["audio"].mean(), clips["video"].mean()], dim=1)
     torch.testing.assert_close(net(**clips), net.layers(joined))
-    with pytest.raises(ValueError, match="must get audio and video, as its channels say, not audio"):
+    with pytest.raises(ValueError, match="must get audio and video, .*not audio"):
         net(audio=clips["audio"])
     with pytest.raises(ValueError, match="channels must name some of"):
         BACKBONES["mlp"]({"smell": 3})
