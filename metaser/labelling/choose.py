@@ -90,11 +90,11 @@ def k_means(
     speakers: Sequence[Hashable] | None = None,
     labelled: Sequence[int] = (),
 ) -> np.ndarray:
-    """Divide the clips into as many clusters as are to be chosen, and take each one's middle.
+    """Divide the clips into clusters, and choose the clip nearest to the centre of each.
 
-    The clip nearest to the mean of each cluster by scikit-learn's k-means, the largest cluster
-    first. For every labelled clip there is one cluster more, and clusters that hold a labelled clip
-    count as chosen. Parameters and result as in `at_random`.
+    The clusters are those of scikit-learn's k-means; the largest one comes first. There is one
+    cluster per clip to choose and one more per labelled clip. Clusters that hold a labelled clip
+    count as covered. Parameters and result are those of `at_random`.
     """
     _check(values, count, labelled)
     seed = int(rng.integers(2**31))

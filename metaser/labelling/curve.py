@@ -255,7 +255,7 @@ def resample(
     """
     arrays = {shots: np.asarray(values) for shots, values in scores.items()}
     return [
-        fit({shots: rng.choice(values, len(values)) for shots, values in arrays.items()})
+        fit({shots: rng.choice(values, len(values)).tolist() for shots, values in arrays.items()})
         for _ in range(resamples)
     ]
 
@@ -429,7 +429,8 @@ def check_model(file: ModelFile, task: Task) -> None:
     ValueError
         If the model is adapted already, or does not know a class of the task.
     """
-    if file.header.adaptation is not None:
+    if file.adapted is not None:
+        assert file.header.adaptation is not None  # it says to what the model is adapted
         raise ValueError(
             "the model must not be adapted yet, but is adapted to "
             f"{file.header.adaptation.name!r} already: give the file that `metaser train` wrote"

@@ -1,4 +1,4 @@
-"""What stands behind the page: a model, the clips given, adapting and predicting; no web."""
+"""The page without the web: a model, the user's clips, adapting and predicting."""
 
 import io
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -17,42 +18,42 @@ from metaser.adaptation import card as model_card
 from metaser.adaptation import predict as prediction
 from metaser.adaptation.adapt import adapt
 from metaser.adaptation.clips import Clips
-from metaser.adaptation.model_file import ModelFile
+from metaser.adaptation.model_file import Adaptation, ModelFile
 
 FEW = 5
-"""Clips a class below which the page asks for more."""
+"""Clips per class below which the page asks for more."""
 
 WINDOW, HOP = 4.0, 2.0
-"""Seconds of the windows in which a long recording is gone through, and their distance."""
+"""Length of the windows into which a long recording is divided, and their distance, in seconds."""
 
 LONG = 10.0
-"""Seconds above which a recording is gone through in windows."""
+"""Seconds above which a recording is divided into windows."""
 
 
 @dataclass
 class Desk:
-    """What one run of the page holds.
+    """State of one run of the page.
 
     Attributes
     ----------
     model : ModelFile
-        To be adapted, or adapted already.
+        The model with which the page was started, adapted or not.
     name : str
-        What to call it.
+        Name of the model, for the user.
     folder : Path
-        Where clips lie.
+        Folder of the clips.
     clips : dict of str to Clip
-        Clips that were given to be labelled, by a key.
+        Clips for labelling, by their keys.
     adapted : ModelFile or None
-        What predicts.
+        The adapted model, which predicts; None until there is one.
     result : dict or None
-        What was said of the model when it was adapted here.
+        What the page shows about the model that was adapted here; None until there is one.
     learnt : list of Label
-        The labels that it was adapted to here.
+        The labels to which the model was adapted here.
     language : str
-        What they were called.
+        The user's name for the language or group of these clips.
     lock : threading.Lock
-        Held while the model works: one thing at a time.
+        Held while the model works, so that it does one thing at a time.
     """
 
     model: ModelFile
@@ -60,7 +61,7 @@ class Desk:
     folder: Path
     clips: dict[str, "Clip"] = field(default_factory=dict)
     adapted: ModelFile | None = None
-    result: dict | None = None
+    result: dict[str, Any] | None = None
     learnt: list["Label"] = field(default_factory=list)
     language: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,20 +69,20 @@ class Desk:
 
 @dataclass
 class Clip:
-    """A clip that was given.
+    """A clip that the user has added.
 
     Attributes
     ----------
     name : str
-        On the user's side.
+        Name of the user's file.
     path : Path
-        Where it lies.
+        File in which the page keeps the clip.
     seconds : float
-        Its length.
+        Length of the clip.
     note : str
-        What the user should know of it.
+        A warning for the user, or "".
     emotion, speaker : str
-        What the user has said of it so far.
+        The labels that the user has given so far, or "".
     """
 
     name: str
@@ -93,20 +94,20 @@ class Clip:
 
 
 class Said(BaseModel):
-    """What the user says of a clip."""
+    """The user's labels for a clip: emotion and speaker."""
 
     emotion: str
     speaker: str = ""
 
 
 class Label(Said):
-    """What the user says of a certain clip."""
+    """The user's labels for the clip with this key."""
 
     key: str
 
 
 class Wish(BaseModel):
-    """What the user asks for by pressing Adapt."""
+    """What the page sends when the user presses Adapt: the language's name and the labels."""
 
     name: str = ""
     clips: list[Label]
@@ -114,7 +115,13 @@ class Wish(BaseModel):
 
 @contextmanager
 def own_names(clips: Iterable[Clip]) -> Iterator[None]:
-    """Let messages call files as the user does, not by where they lie."""
+    """Replace the paths of clips in error messages by the names of the user's files.
+
+    Raises
+    ------
+    ValueError
+        In place of any ValueError or OSError that is raised inside.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
@@ -124,20 +131,34 @@ def own_names(clips: Iterable[Clip]) -> Iterator[None]:
         raise ValueError(text) from error
 
 
-def adapt_desk(desk: Desk, wish: Wish) -> dict:
-    """Adapt the model to the labelled clips, and say what to expect of it.
+def adapt_desk(desk: Desk, wish: Wish) -> dict[str, Any]:
+    """Adapt the model to the labelled clips, and say how well it can be expected to do.
+
+    Parameters
+    ----------
+    desk : Desk
+        Its attributes `adapted`, `result`, `learnt` and `language` are set.
+    wish : Wish
+        What the page has sent.
+
+    Returns
+    -------
+    dict
+        What the page shows: ``name``; ``uar``, ``low``, ``high`` and ``chance`` in whole percent;
+        ``above_chance``, whether the interval lies above chance; ``lines``, how the numbers were
+        found; ``notes``, advice.
 
     Raises
     ------
     ValueError
-        If a clip has no label, only some have a speaker, there are fewer than two classes, or the
-        clips cannot be learnt from; clips are called by the names that the user gave.
+        If a clip has no emotion, only some clips have a speaker, there are fewer than two emotions,
+        or the model cannot learn from the clips. The message names clips by the user's files.
     """
     if not wish.clips:
         raise ValueError("there are no clips yet: add some of at least two emotions")
     gone = [label.key for label in wish.clips if label.key not in desk.clips]
     if gone:
-        raise ValueError(f"{len(gone)} of the clips are not held any more: open the page anew")
+        raise ValueError(f"{len(gone)} of the clips have been removed: reload the page")
     clips = [desk.clips[label.key] for label in wish.clips]
     missing = [clip.name for clip, label in zip(clips, wish.clips) if not label.emotion]
     if missing:
@@ -146,7 +167,7 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict:
     if len(counts) < 2:
         raise ValueError(
             f"all {counts.total()} clips are {next(iter(counts))}: add clips of at least one other "
-            "emotion, for the model learns how they differ"
+            "emotion, because the model learns how emotions differ"
         )
     speakers = [label.speaker.strip() for label in wish.clips]
     nameless = [clip.name for clip, speaker in zip(clips, speakers) if not speaker]
@@ -160,12 +181,12 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict:
     ]:
         notes.append(
             f"There are few clips of {', '.join(few)}: {FEW} or more of each emotion make the "
-            "model better and its interval surer."
+            "model better and its interval more reliable."
         )
     if not any(speakers):
         notes.append(
-            "Nobody is named: if several people speak, say who speaks in each clip, and the "
-            "interval can be found by leaving out people."
+            "Nobody is named: if several people speak, say who speaks in each clip. The model can "
+            "then be tested on people whom it has not heard."
         )
     given = Clips(
         tuple(clip.path for clip in clips),
@@ -175,48 +196,83 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict:
     name = wish.name.strip() or "clips labelled on the page"
     with desk.lock, own_names(clips):
         desk.adapted = adapt(desk.model, given, name=name, tell=notes.append)
-    desk.result = _expectation(desk.adapted) | {"notes": notes}
+    desk.result = expectation(desk.adapted) | {"notes": notes}
     desk.learnt, desk.language = wish.clips, wish.name
     return desk.result
 
 
 def _listed(names: list[str], most: int = 3) -> str:
-    """The first few of some names."""
+    """Join the first names, and say how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
 
-def _expectation(file: ModelFile) -> dict:
-    """What to expect of an adapted model, in percent and in sentences."""
-    own = file.header.adaptation
+def adaptation_of(file: ModelFile) -> Adaptation:
+    """Return to what a model was adapted.
+
+    Raises
+    ------
+    ValueError
+        If it is not adapted.
+    """
+    if file.header.adaptation is None:
+        raise ValueError(
+            "the model must be adapted, but is not adapted yet: label some clips and press Adapt"
+        )
+    return file.header.adaptation
+
+
+def expectation(file: ModelFile) -> dict[str, Any]:
+    """Return what to expect of an adapted model; see `adapt_desk` for the keys."""
+    adaptation = adaptation_of(file)
     return {
-        "name": own.name,
-        "uar": round(100 * own.uar),
-        "low": round(100 * own.low),
-        "high": round(100 * own.high),
-        "chance": round(100 / len(own.classes)),
-        "above_chance": own.low > 1 / len(own.classes),
+        "name": adaptation.name,
+        "uar": round(100 * adaptation.uar),
+        "low": round(100 * adaptation.low),
+        "high": round(100 * adaptation.high),
+        "chance": round(100 / len(adaptation.classes)),
+        "above_chance": adaptation.low > 1 / len(adaptation.classes),
         "lines": model_card.expected_lines(file.header),
         "notes": [],
     }
 
 
-def hear_recording(desk: Desk, clip: Clip) -> dict:
-    """Recognise the emotion of a clip, and along time where it is long.
+def adapted_model(desk: Desk) -> ModelFile:
+    """Return the adapted model.
+
+    Raises
+    ------
+    ValueError
+        If there is none yet.
+    """
+    if desk.adapted is None:
+        raise ValueError("there is no adapted model yet: label some clips and press Adapt first")
+    return desk.adapted
+
+
+def hear_recording(desk: Desk, clip: Clip) -> dict[str, Any]:
+    """Recognise the emotion of a clip, and how it changes over time if the clip is long.
 
     Returns
     -------
     dict
-        ``known``, whether the model was adapted to this very clip; ``chances``, the probability of
-        each class (the mean over windows); ``rows`` of the windows; ``plot``, an SVG of them, empty
-        if there is one only.
+        ``name``; ``seconds``; ``known``, whether the model was adapted to this clip; ``emotion``,
+        the most probable class; ``chances``, the probability of each class in [0, 1], the mean over
+        the windows; ``rows``, one dictionary per window; ``plot``, an SVG of the windows, "" if
+        there is only one.
+
+    Raises
+    ------
+    ValueError
+        If there is no adapted model yet, or the clip cannot be used.
     """
+    model = adapted_model(desk)
     samples, rate = audio.decode(clip.path)
     seconds = len(samples) / rate
-    known = audio.digest(samples, rate) in desk.adapted.header.adaptation.contents
+    known = audio.digest(samples, rate) in adaptation_of(model).contents
     windows = (WINDOW, HOP) if seconds > LONG else (None, None)
     with desk.lock, own_names([clip]):
-        table = prediction.predict(desk.adapted, [clip.path], *windows)
+        table = prediction.predict(model, [clip.path], *windows)
     classes = list(table.columns[table.columns.get_loc("confidence") + 1 :])
     chances = table[classes].mean()
     rows = table[["start", "end", "emotion", *classes]].round(3)
@@ -232,14 +288,19 @@ def hear_recording(desk: Desk, clip: Clip) -> dict:
 
 
 def plot(table: pd.DataFrame, classes: list[str]) -> str:
-    """Draw the probabilities of windows along time, as SVG, a panel for each class.
+    """Draw the probability of each class over time, one panel per class.
 
     Parameters
     ----------
     table : DataFrame
-        As ``metaser.prediction.predict`` gives it.
+        Predictions for the windows of one recording, from `metaser.adaptation.predict.predict`.
     classes : list of str
-        Its columns that are drawn.
+        Columns to draw.
+
+    Returns
+    -------
+    str
+        The figure as SVG.
     """
     figure = Figure(figsize=(4.5, 0.4 + 0.8 * len(classes)), layout="constrained")
     middle = (table["start"] + table["end"]) / 2
@@ -252,6 +313,6 @@ def plot(table: pd.DataFrame, classes: list[str]) -> str:
         axes.grid(alpha=0.3)
     figure.suptitle("probability in %", fontsize="medium")
     panels[-1].set_xlabel("seconds")
-    drawn = io.StringIO()
-    figure.savefig(drawn, format="svg")
-    return drawn.getvalue()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    return buffer.getvalue()

@@ -1,4 +1,5 @@
-// The page's side in the browser: takes files or the microphone, asks the program, shows answers.
+// The part of the page in the browser: reads files or the microphone, asks the program, and shows
+// its answers.
 "use strict";
 
 const main = document.querySelector("main");
@@ -20,13 +21,15 @@ async function ask(path, options) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Error("The program does not answer: it may have been ended. Start it again.");
+    throw new Error("The program does not answer: perhaps it has ended. Start it again.");
   }
   if (answer.status === 204) return null;
-  const said = await answer.json().catch(() => ({}));
+  const content = await answer.json().catch(() => ({}));
   if (!answer.ok)
-    throw new Error(said.error ?? `The program failed (${answer.status}); its window says why.`);
-  return said;
+    throw new Error(
+      content.error ?? `The program failed (${answer.status}): see its window for the reason.`,
+    );
+  return content;
 }
 
 const send = (path, file) =>
@@ -40,7 +43,7 @@ function complain(list, message) {
 
 // --- sound --------------------------------------------------------------------------------------
 
-// Mono 16-bit WAV of whatever the browser can decode: what it records, and phones' own formats.
+// Convert what the browser can decode (its own recordings, phones' formats) to mono 16-bit WAV.
 async function asWav(blob, name) {
   const context = new AudioContext();
   try {
@@ -52,13 +55,13 @@ async function asWav(blob, name) {
     text(0, "RIFF");
     view.setUint32(4, 36 + 2 * sound.length, true);
     text(8, "WAVEfmt ");
-    view.setUint32(16, 16, true); // length of what follows
+    view.setUint32(16, 16, true); // bytes of this section
     view.setUint16(20, 1, true); // whole numbers
     view.setUint16(22, 1, true); // one channel
     view.setUint32(24, sound.sampleRate, true);
-    view.setUint32(28, 2 * sound.sampleRate, true); // bytes a second
-    view.setUint16(32, 2, true); // bytes a sample
-    view.setUint16(34, 16, true); // bits a sample
+    view.setUint32(28, 2 * sound.sampleRate, true); // bytes per second
+    view.setUint16(32, 2, true); // bytes per sample
+    view.setUint16(34, 16, true); // bits per sample
     text(36, "data");
     view.setUint32(40, 2 * sound.length, true);
     for (let i = 0; i < sound.length; i++) {
@@ -79,7 +82,7 @@ function bounded(file, kind) {
   );
 }
 
-// A file as the program can read it.
+// Return a file that the program can read: the file itself, or the same sound as WAV.
 async function readable(file, kind) {
   bounded(file, kind);
   if (extensions.some((extension) => file.name.toLowerCase().endsWith(extension))) return file;
@@ -89,7 +92,7 @@ async function readable(file, kind) {
   } catch {
     throw new Error(
       `${file.name} is not audio that this browser or MetaSER can read: ` +
-        "save it as WAV, FLAC or MP3.",
+        "save the sound as WAV, FLAC or MP3.",
     );
   }
   bounded(wav, kind);
@@ -102,7 +105,7 @@ function player(element, name, address) {
   element.addEventListener("error", () => {
     const note = document.createElement("p");
     note.className = "note";
-    note.textContent = "This browser cannot play this kind of file; the model can hear it.";
+    note.textContent = "This browser cannot play this kind of file, but the model can use it.";
     element.replaceWith(note);
   });
 }
@@ -143,20 +146,20 @@ async function record(button) {
     button.classList.remove("recording");
     button.textContent = "Record a clip";
     recordings += 1;
-    // Without a known extension, so that it is turned into WAV like a phone's file.
+    // The name has no known extension, so that the recording is converted to WAV.
     await takeAll([new File(pieces, `recording ${recordings}`)], kind);
   });
   const begun = Date.now();
-  const tell = () => {
+  const showTime = () => {
     button.textContent = `Stop recording (${Math.floor((Date.now() - begun) / 1000)} s)`;
   };
-  const clock = setInterval(tell, 1000);
+  const clock = setInterval(showTime, 1000);
   const full = setTimeout(() => recorder.stop(), (limits[kind].seconds - 1) * 1000);
   button.classList.add("recording");
   button.addEventListener("click", () => recorder.state === "recording" && recorder.stop(), {
     once: true,
   });
-  tell();
+  showTime();
   recorder.start();
 }
 
@@ -165,11 +168,11 @@ async function record(button) {
 async function addClip(file) {
   const clip = await send("clips", file);
   const item = showClip({ ...clip, emotion: find("default").value });
-  tellOutdated();
+  showOutdated();
   await keep(item);
 }
 
-// A clip that the program holds; returns its place in the list.
+// Show a clip that the program keeps; returns its item in the list.
 function showClip(clip) {
   const item = find("clip").content.firstElementChild.cloneNode(true);
   const [emotion, speaker, remove] = [".emotion", ".speaker", ".remove"].map((s) =>
@@ -183,12 +186,12 @@ function showClip(clip) {
   emotion.value = clip.emotion;
   speaker.value = clip.speaker;
   emotion.setAttribute("aria-label", `Emotion of ${clip.name}`);
-  speaker.setAttribute("aria-label", `Who speaks in ${clip.name} (if you like)`);
+  speaker.setAttribute("aria-label", `Who speaks in ${clip.name} (optional)`);
   remove.setAttribute("aria-label", `Remove ${clip.name}`);
   emotion.addEventListener("change", count);
   speaker.addEventListener("change", offerSpeakers);
   for (const field of [emotion, speaker]) {
-    field.addEventListener("change", tellOutdated);
+    field.addEventListener("change", showOutdated);
     field.addEventListener("change", () => orComplain(keep(item)));
   }
   remove.addEventListener("click", () => orComplain(removeClip(item)));
@@ -206,14 +209,14 @@ async function orComplain(work) {
   }
 }
 
-const said = (item) => ({
+const labels = (item) => ({
   emotion: item.querySelector(".emotion").value,
   speaker: item.querySelector(".speaker").value,
 });
 
-// The program keeps the labels, so that the page can be loaded anew.
+// The program keeps the labels, so that the page can be reloaded.
 const keep = (item) =>
-  ask(`clips/${item.dataset.key}`, { method: "PUT", body: JSON.stringify(said(item)) });
+  ask(`clips/${item.dataset.key}`, { method: "PUT", body: JSON.stringify(labels(item)) });
 
 async function removeClip(item) {
   await ask(`clips/${item.dataset.key}`, { method: "DELETE" });
@@ -221,7 +224,7 @@ async function removeClip(item) {
   (next?.querySelector(".remove") ?? find("labelled")).focus();
   item.remove();
   count();
-  tellOutdated();
+  showOutdated();
 }
 
 async function removeAll() {
@@ -230,10 +233,10 @@ async function removeAll() {
   find("clips").replaceChildren();
   find("labelled").focus();
   count();
-  tellOutdated();
+  showOutdated();
 }
 
-// What the program holds from before the page was loaded anew.
+// Show what the program has kept from before the page was reloaded.
 async function restore() {
   const desk = await ask("desk");
   desk.clips.forEach(showClip);
@@ -241,18 +244,18 @@ async function restore() {
   find("language").value = desk.language;
   if (desk.result === null) return;
   showResult(desk.result);
-  if (desk.outdated) tellOutdated();
+  if (desk.outdated) showOutdated();
 }
 
 const clips = () => [...find("clips").children];
 
 function count() {
-  const found = {};
+  const counts = {};
   for (const item of clips()) {
     const emotion = item.querySelector(".emotion").value || "without an emotion";
-    found[emotion] = (found[emotion] ?? 0) + 1;
+    counts[emotion] = (counts[emotion] ?? 0) + 1;
   }
-  const parts = Object.entries(found).map(([emotion, times]) => `${times} ${emotion}`);
+  const parts = Object.entries(counts).map(([emotion, times]) => `${times} ${emotion}`);
   const number = clips().length;
   find("counts").textContent = number
     ? `${number} ${number === 1 ? "clip" : "clips"}: ${parts.join(", ")}.`
@@ -260,10 +263,10 @@ function count() {
   find("remove-all").hidden = number < 2;
 }
 
-function tellOutdated() {
+function showOutdated() {
   if (find("result").hidden) return;
   find("adapting").textContent =
-    "The clips have changed since: what stands below is from before. Press Adapt again.";
+    "The clips have changed: the result below is from before. Press Adapt again.";
 }
 
 function offerSpeakers() {
@@ -279,7 +282,7 @@ async function adaptModel() {
   find("adapting").textContent = "The model listens to your clips …";
   const wish = {
     name: find("language").value,
-    clips: clips().map((item) => ({ key: item.dataset.key, ...said(item) })),
+    clips: clips().map((item) => ({ key: item.dataset.key, ...labels(item) })),
   };
   try {
     showResult(await ask("adapt", { method: "POST", body: JSON.stringify(wish) }));
@@ -303,7 +306,7 @@ function showResult(result) {
   result.lines.forEach((line) => complain(find("lines"), line));
   find("result").hidden = find("new").hidden = false;
   find("wait").hidden = true;
-  find("heard").replaceChildren(); // said by the model before
+  find("heard").replaceChildren(); // these are predictions of the previous model
 }
 
 // --- new clips ----------------------------------------------------------------------------------
@@ -323,10 +326,10 @@ async function hearClip(file) {
   place(".name").textContent = `${file.name} (${heard.seconds.toFixed(1)} s)`;
   player(place("audio"), file.name, URL.createObjectURL(file));
   const sure = percent(heard.chances[heard.emotion]);
-  place(".said").textContent = `${along ? "On the whole" : "It sounds"} ${heard.emotion} (${sure})`;
+  place(".said").textContent = `${along ? "Overall it sounds" : "It sounds"} ${heard.emotion} (${sure})`;
   place(".known").hidden = !heard.known;
   place("caption").textContent = along
-    ? "Probability of each emotion, the mean over the pieces"
+    ? "Probability of each emotion: the mean over the pieces"
     : "Probability of each emotion";
   for (const [emotion, chance] of Object.entries(heard.chances)) {
     const row = place(".chances tbody").insertRow();
@@ -335,7 +338,7 @@ async function hearClip(file) {
     name.textContent = emotion;
     const meter = document.createElement("meter");
     meter.value = chance;
-    meter.setAttribute("aria-hidden", "true"); // the number beside it says the same
+    meter.setAttribute("aria-hidden", "true"); // the number next to it says the same
     row.append(name);
     row.insertCell().append(meter);
     row.insertCell().textContent = percent(chance);
@@ -385,7 +388,7 @@ for (const area of document.querySelectorAll(".drop")) {
     takeAll([...event.dataTransfer.files], area.dataset.for);
   });
 }
-// A file that misses the area would otherwise be opened in place of the page.
+// Without this, a file dropped outside the area would replace the page.
 for (const kind of ["dragover", "drop"])
   window.addEventListener(kind, (event) => event.preventDefault());
 for (const button of document.querySelectorAll(".record")) {

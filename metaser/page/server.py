@@ -1,8 +1,8 @@
-"""A page in the browser for who has no terminal: label clips, adapt a model, hear new clips.
+"""A browser page for users without a terminal: label clips, adapt a model, listen to new clips.
 
-The page is served to this machine alone and asks no other machine for anything: a policy in every
-answer (``POLICY``) forbids the browser to. Clips lie in a temporary folder, and their labels in
-memory, until they are removed or the program ends: the page can be loaded anew and loses nothing.
+The page is served to this machine alone and requests nothing from other machines: a policy in each
+answer (`POLICY`) forbids it to the browser. Clips are kept in a temporary folder, and their labels
+in memory, until the user removes them or the program ends. Reloading the page loses nothing.
 """
 
 import secrets
@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import jinja2
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from metaser import audio
 from metaser.adaptation import card as model_card
@@ -29,8 +29,10 @@ from metaser.page.desk import (
     Label,
     Said,
     Wish,
-    _expectation,
     adapt_desk,
+    adaptation_of,
+    adapted_model,
+    expectation,
     hear_recording,
     own_names,
 )
@@ -38,46 +40,51 @@ from metaser.tasks import clip_checks
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+    from starlette.middleware.base import RequestResponseEndpoint
     from starlette.requests import Request
     from starlette.responses import Response
 
+Message = TypeVar("Message", bound=BaseModel)
+
 HOST = "127.0.0.1"
-"""The only address that the page is served at: this machine's own."""
+"""The only address at which the page is served: this machine itself."""
 
 CLIP_BYTES = 20_000_000
-"""Largest file of a labelled clip."""
+"""Largest file of a labelled clip, in bytes."""
 
 RECORDING_BYTES = 100_000_000
-"""Largest file of a recording that is predicted on."""
+"""Largest file of a recording to predict, in bytes."""
 
 RECORDING_SECONDS = 600.0
-"""Longest recording that is predicted on."""
+"""Longest recording to predict, in seconds."""
 
 MOST_CLIPS = 500
-"""Labelled clips that are held at once."""
+"""Largest number of labelled clips that are kept at once."""
 
 POLICY = "default-src 'self'; media-src 'self' blob:; img-src 'self' data:; frame-ancestors 'none'"
 """Content security policy: what the browser may load, and from where."""
 
 MISSING = 'the page needs starlette and uvicorn: pip install "metaser[app]"'
+"""Message of the error if the extra ``app`` is not installed."""
 
 HERE = Path(__file__).parent
+"""Folder of the template, the script and the style sheet."""
 
 
 def application(model: ModelFile, name: str) -> "Starlette":
-    """The page as a web application (ASGI).
+    """Return the page as a web application (ASGI).
 
     Parameters
     ----------
     model : ModelFile
-        As `metaser train` made it, or adapted already.
+        From `metaser train`, or adapted already.
     name : str
-        What to call the model.
+        Name of the model, for the user.
 
     Raises
     ------
     ModuleNotFoundError
-        If the extra ``app`` is not installed; the message names the command.
+        If the extra ``app`` is not installed; the message gives the command.
     """
     try:
         from starlette.applications import Starlette
@@ -90,6 +97,7 @@ def application(model: ModelFile, name: str) -> "Starlette":
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        """Keep the clips in a temporary folder as long as the application runs."""
         with TemporaryDirectory(prefix="metaser-") as folder:
             app.state.desk = Desk(model, name, Path(folder))
             if model.adapted is not None:
@@ -110,7 +118,7 @@ def application(model: ModelFile, name: str) -> "Starlette":
         Route("/model", _model),
         Route("/card", _card),
     ]
-    # Another site, open in the same browser, must not reach the page by a name of its own.
+    # Another site in the same browser must not reach the page under a host name of its own.
     middleware = [
         Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
         Middleware(BaseHTTPMiddleware, dispatch=_guard),
@@ -129,18 +137,18 @@ def serve(
     Parameters
     ----------
     model, name
-        See ``application``.
+        See `application`.
     port : int
-        0 takes a free one.
+        Port to listen at; 0 takes a free one.
     ready : callable
-        Is given the page's address as soon as it can be opened.
+        Called with the address of the page as soon as the page can be opened.
 
     Raises
     ------
     ModuleNotFoundError
-        If the extra ``app`` is not installed; the message names the command.
+        If the extra ``app`` is not installed; the message gives the command.
     OSError
-        If the port is taken.
+        If the port cannot be used.
     """
     app = application(model, name)
     try:
@@ -152,9 +160,9 @@ def serve(
     except OSError as error:
         raise OSError(
             f"port {port} cannot be used ({error.strerror}): perhaps the page is open already at "
-            f"http://{HOST}:{port}; else choose another by --port"
+            f"http://{HOST}:{port}; if not, choose another port by --port"
         ) from error
-    if hasattr(signal, "SIGHUP"):  # the terminal's window is closed: end, and remove the clips
+    if hasattr(signal, "SIGHUP"):  # when the terminal is closed, end in order and remove the clips
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     with listening:
@@ -162,13 +170,13 @@ def serve(
         server.run(sockets=[listening])
 
 
-async def _guard(request: "Request", answer: Callable) -> "Response":
-    """Refuse what other sites send, and let the browser load nothing from elsewhere."""
+async def _guard(request: "Request", answer: "RequestResponseEndpoint") -> "Response":
+    """Refuse requests from other sites, and forbid the browser to load anything from elsewhere."""
     from starlette.responses import PlainTextResponse
 
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers["host"]:
-        return PlainTextResponse(f"expected a request of the page itself, not {origin}", 403)
+        return PlainTextResponse(f"requests must come from the page itself, not {origin}", 403)
     response = await answer(request)
     response.headers["Content-Security-Policy"] = POLICY
     response.headers["Cache-Control"] = "no-store"
@@ -176,12 +184,14 @@ async def _guard(request: "Request", answer: Callable) -> "Response":
 
 
 async def _refuse(request: "Request", error: Exception) -> "Response":
+    """Answer an error of the user with its message."""
     from starlette.responses import JSONResponse
 
     return JSONResponse({"error": str(error)}, 400)
 
 
 async def _page(request: "Request") -> "Response":
+    """Answer with the page."""
     from starlette.responses import HTMLResponse
 
     desk = request.app.state.desk
@@ -195,7 +205,7 @@ async def _page(request: "Request") -> "Response":
             header=header,
             languages=sorted({model_card.language_name(s.language) for s in header.sources}),
             warning=model_card.SYNTHETIC if header.synthetic else "",
-            result=None if header.adaptation is None else _expectation(desk.model),
+            result=None if header.adaptation is None else expectation(desk.model),
             limits={
                 "clip-bytes": CLIP_BYTES,
                 "clip-seconds": LONGEST,
@@ -209,6 +219,7 @@ async def _page(request: "Request") -> "Response":
 
 
 async def _part(request: "Request") -> "Response":
+    """Answer with the script or the style sheet."""
     from starlette.exceptions import HTTPException
     from starlette.responses import FileResponse
 
@@ -219,56 +230,56 @@ async def _part(request: "Request") -> "Response":
 
 
 async def _add(request: "Request") -> "Response":
-    """Take a clip that is to be labelled."""
+    """Add a clip for labelling."""
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
 
     desk = request.app.state.desk
     if len(desk.clips) >= MOST_CLIPS:
-        raise ValueError(f"{MOST_CLIPS} clips are held already, which is the most: remove some")
+        raise ValueError(f"there are {MOST_CLIPS} clips already, which is the most: remove some")
     clip = await _received(request, CLIP_BYTES, LONGEST)
-    heard = await run_in_threadpool(clip_checks.listen, clip.path)
-    clip.seconds, clip.note = heard.seconds, _suspicion(heard)
+    measured = await run_in_threadpool(clip_checks.listen, clip.path)
+    clip.seconds, clip.note = measured.seconds, _warning(measured)
     desk.clips[clip.path.stem] = clip
-    return JSONResponse(_told(clip))
+    return JSONResponse(_shown(clip))
 
 
-def _suspicion(heard: clip_checks.Heard) -> str:
-    """What the user should know of a clip that can be used."""
-    if heard.level < clip_checks.QUIET:
+def _warning(measured: clip_checks.Heard) -> str:
+    """Return a warning about a clip that can be used, or ""."""
+    if measured.level < clip_checks.QUIET:
         return "This clip is almost silent: listen to it."
-    if heard.clipped > clip_checks.CLIPPED:
-        return "This clip was recorded too loud and is distorted: record it softer, if you can."
+    if measured.clipped > clip_checks.CLIPPED:
+        return "This clip was recorded too loud and is distorted: record it again, less loud."
     return ""
 
 
-def _told(clip: Clip) -> dict:
-    """What the page shows of a clip."""
+def _shown(clip: Clip) -> dict[str, Any]:
+    """Return what the page shows of a clip."""
     names = ("name", "seconds", "note", "emotion", "speaker")
     return {"key": clip.path.stem} | {name: getattr(clip, name) for name in names}
 
 
 async def _desk(request: "Request") -> "Response":
-    """Tell a page that is loaded anew what there is already."""
+    """Answer a reloaded page with the clips, their labels and the result so far."""
     from starlette.responses import JSONResponse
 
     desk = request.app.state.desk
-    now = [
+    labels = [
         Label(key=key, emotion=clip.emotion, speaker=clip.speaker)
         for key, clip in desk.clips.items()
     ]
     return JSONResponse(
         {
-            "clips": [_told(clip) for clip in desk.clips.values()],
+            "clips": [_shown(clip) for clip in desk.clips.values()],
             "language": desk.language,
             "result": desk.result,
-            "outdated": desk.learnt != now,
+            "outdated": desk.learnt != labels,
         }
     )
 
 
-def _asked_for(request: "Request") -> Clip:
-    """The clip that a request names."""
+def _requested(request: "Request") -> Clip:
+    """Return the clip that a request names."""
     from starlette.exceptions import HTTPException
 
     clip = request.app.state.desk.clips.get(request.path_params["key"])
@@ -278,22 +289,24 @@ def _asked_for(request: "Request") -> Clip:
 
 
 async def _listen(request: "Request") -> "Response":
+    """Answer with the sound of a clip."""
     from starlette.responses import FileResponse
 
-    return FileResponse(_asked_for(request).path)
+    return FileResponse(_requested(request).path)
 
 
 async def _label(request: "Request") -> "Response":
-    """Keep what the user says of a clip."""
+    """Keep the user's labels for a clip."""
     from starlette.responses import Response
 
-    clip = _asked_for(request)
-    said = _understood(Said, await request.body())
-    clip.emotion, clip.speaker = said.emotion, said.speaker
+    clip = _requested(request)
+    labels = _parsed(Said, await request.body())
+    clip.emotion, clip.speaker = labels.emotion, labels.speaker
     return Response(status_code=204)
 
 
 async def _remove(request: "Request") -> "Response":
+    """Remove a clip and its labels."""
     from starlette.responses import Response
 
     clip = request.app.state.desk.clips.pop(request.path_params["key"], None)
@@ -303,6 +316,7 @@ async def _remove(request: "Request") -> "Response":
 
 
 async def _remove_all(request: "Request") -> "Response":
+    """Remove all clips and their labels."""
     from starlette.responses import Response
 
     clips = request.app.state.desk.clips
@@ -312,28 +326,31 @@ async def _remove_all(request: "Request") -> "Response":
 
 
 async def _adapt(request: "Request") -> "Response":
+    """Adapt the model, and answer with what to expect of it."""
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
 
-    wish = _understood(Wish, await request.body())
+    wish = _parsed(Wish, await request.body())
     return JSONResponse(await run_in_threadpool(adapt_desk, request.app.state.desk, wish))
 
 
-def _understood(kind: type[Said] | type[Wish], body: bytes) -> Said | Wish:
-    """Read what the page sent."""
+def _parsed(kind: type[Message], body: bytes) -> Message:
+    """Read a message that the page has sent."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise ValueError(f"the page sent what cannot be understood: {error}") from error
+        raise ValueError(
+            f"the page has sent a message that is not valid ({error}): reload the page"
+        ) from error
 
 
 async def _predict(request: "Request") -> "Response":
+    """Recognise the emotion of a recording; the recording is not kept."""
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
 
     desk = request.app.state.desk
-    if desk.adapted is None:
-        raise ValueError("the model is not adapted yet: label some clips and press Adapt first")
+    adapted_model(desk)
     clip = await _received(request, RECORDING_BYTES, RECORDING_SECONDS)
     try:
         return JSONResponse(await run_in_threadpool(hear_recording, desk, clip))
@@ -342,22 +359,24 @@ async def _predict(request: "Request") -> "Response":
 
 
 async def _model(request: "Request") -> "Response":
+    """Answer with the adapted model as a file."""
     from starlette.background import BackgroundTask
     from starlette.responses import FileResponse
 
     desk = request.app.state.desk
-    file = _ready(desk)
+    file = adapted_model(desk)
     path = desk.folder / f"{secrets.token_hex(8)}.safetensors"
     save(path, file)
-    name = f"{file.header.adaptation.name}.safetensors"
+    name = f"{adaptation_of(file).name}.safetensors"
     return FileResponse(path, filename=name, background=BackgroundTask(path.unlink))
 
 
 async def _card(request: "Request") -> "Response":
+    """Answer with the card of the adapted model as Markdown."""
     from starlette.responses import Response
 
-    file = _ready(request.app.state.desk)
-    text = model_card.card(file, file.header.adaptation.name)
+    file = adapted_model(request.app.state.desk)
+    text = model_card.card(file, adaptation_of(file).name)
     return Response(
         text,
         media_type="text/markdown",
@@ -365,14 +384,8 @@ async def _card(request: "Request") -> "Response":
     )
 
 
-def _ready(desk: Desk) -> ModelFile:
-    if desk.adapted is None:
-        raise ValueError("there is no adapted model yet: label some clips and press Adapt first")
-    return desk.adapted
-
-
 async def _received(request: "Request", most: int, longest: float) -> Clip:
-    """Write the body of a request to a file and refuse what is not audio, too large or too long."""
+    """Write the body of a request to a file; refuse it if it is no audio, too large or too long."""
     from starlette.concurrency import run_in_threadpool
 
     desk = request.app.state.desk
@@ -396,10 +409,10 @@ async def _received(request: "Request", most: int, longest: float) -> Clip:
 
 
 def _check(path: Path, longest: float) -> None:
-    """Refuse what is no audio, is cut off, holds no sound or is too long."""
+    """Refuse a file that is no audio, is cut off, holds no sound or is too long."""
     seconds = audio.duration(path)
     if seconds > longest:
         raise ValueError(
-            f"{path} is {seconds:.0f} s long, expected at most {longest:.0f} s: cut it"
+            f"{path} must be at most {longest:.0f} s long, but is {seconds:.0f} s long: cut it"
         )
     audio.decode(path)

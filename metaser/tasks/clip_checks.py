@@ -1,7 +1,7 @@
 """Find what is suspicious about the clips of a corpus.
 
 `listen` decodes one clip and measures level, clipping and silence. The other functions compare the
-clips of a corpus: which are the same recording, and what besides emotion gives a label away.
+clips of a corpus: which are the same recording, and what other than emotion gives a label away.
 """
 
 from collections.abc import Sequence
@@ -335,7 +335,7 @@ def _speakers(table: pd.DataFrame) -> tuple[str, str]:
         clips = int(table["speaker"].isin(single).sum())
         return "", (
             f"{len(single)} of {len(kinds)} speakers show one emotion only ({clips} of {len(table)}"
-            " clips): whoever knows the voice knows the label; keep speakers apart"
+            " clips): the voice gives the label away; keep speakers apart"
         )
     return f"{len(kinds)} speakers, each with several emotions", ""
 

@@ -71,6 +71,7 @@ def by_table(found: Iterable[dict[str, str]]) -> Callable[[str], dict[str, str] 
             )
 
     def describe(stem: str) -> dict[str, str] | None:
+        """Return the row of the clip at this path without extension."""
         name = _by_end(rows, stem)
         return None if name is None else {"name": name, **rows[name]}
 

@@ -52,6 +52,7 @@ def by_name(source: Files) -> Callable[[str], dict[str, str] | None]:
     pattern = compile_pattern(source.pattern)
 
     def describe(stem: str) -> dict[str, str] | None:
+        """Return the named groups for a path without extension."""
         match = match_end(pattern, stem)
         return None if match is None else {"name": match.group(), **match.groupdict(default="")}
 

@@ -213,7 +213,7 @@ def test_from_clips_to_a_model_that_hears_new_ones(sheet, served, clips, tmp_pat
     newest = sheet.locator("#heard article").first
     assert proves_nothing not in newest.inner_text()
     windows = predict(served.desk.adapted, [long], desk.WINDOW, desk.HOP)
-    newest.get_by_text("Along time").click()
+    newest.get_by_text("Over time").click()
     assert newest.locator(".rows tbody tr").count() == len(windows) > 3
     loaded = "image => image.decode().then(() => image.naturalWidth)"
     assert newest.locator("img").evaluate(loaded) > 100
