@@ -1,4 +1,4 @@
-"""Where features lie on disk, what they are found by, and which are outdated."""
+"""Where features are stored on disk, under which names, and which stores are outdated."""
 
 import functools
 import hashlib
@@ -11,6 +11,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 from filelock import FileLock
@@ -21,45 +22,62 @@ from metaser.frontends import FAMILIES
 from metaser.naming import kind_of
 from metaser.outside import source_of
 from metaser.recording import Situation
-from metaser.tasks.task import Task
+from metaser.tasks.task import Task, require_audio
 
 LIBRARIES = {"audio": ("librosa", "soxr", "soundfile"), "text": ("scikit-learn",), "video": ()}
-"""Packages whose versions decide the numbers of all front ends of a modality."""
+"""Packages whose versions affect the numbers of all front ends of a modality."""
 
 READERS = {"audio": (audio,), "text": (), "video": (video,)}
-"""Modules that read the files."""
+"""Modules that read the files of a modality; their source affects the numbers, too."""
 
 
 def default_cache() -> Path:
-    """Folder of the feature cache: ``METASER_CACHE`` or the user's cache folder."""
+    """Return the cache folder: ``METASER_CACHE`` or the user's cache folder of the system."""
     return Path(os.environ.get("METASER_CACHE") or platformdirs.user_cache_dir("metaser"))
 
 
 def cache_root(cache: str | Path | None) -> Path:
-    """Return the folder of the stores inside a feature cache."""
+    """Return the folder of the feature stores in a cache folder (``default_cache()`` if None)."""
     return Path(cache or default_cache()) / "features"
 
 
 def cache_lock(root: Path) -> FileLock:
-    """One lock for all stores of a cache: writing takes milliseconds."""
+    """Return the lock that all stores of a cache share; writing takes milliseconds.
+
+    The folder is made if there is none.
+    """
     root.mkdir(parents=True, exist_ok=True)
     return FileLock(root / "lock")
 
 
-def _digest(facts: object) -> str:
-    return hashlib.blake2b(repr(facts).encode(), digest_size=6).hexdigest()
+def _digest(value: object) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=6).hexdigest()
 
 
-def store_name(frontend: Callable, situation: Situation | None) -> str:
-    """Folder name: the front end's name, and digests of all that decides its numbers."""
-    kind = type(frontend)
+def store_name(frontend: Callable[..., Any], situation: Situation | None) -> str:
+    """Return the folder name of a store.
+
+    It holds the front end's name, a digest of its arguments and the recording situation, and a
+    digest of the code and libraries (``code_digest``).
+    """
+    kind: type = type(frontend)
     code = code_digest(kind, frontend_traits(frontend).engine, situation is not None)
     return f"{kind.__name__}-{_digest([frontend, situation])}-{code}"
 
 
 @functools.cache
 def code_digest(kind: type, engine: str, heard: bool) -> str:
-    """Digest of the libraries and source files that decide the numbers of a kind of front end."""
+    """Return a digest of the library versions and source files behind a front end's numbers.
+
+    Parameters
+    ----------
+    kind : type
+        The class of the front end.
+    engine : str
+        What computes, see ``FrontEndTraits.engine``.
+    heard : bool
+        Whether clips pass through a recording situation first.
+    """
     traits = frontend_traits(kind)
     libraries = [*LIBRARIES[traits.modality], *["torch"] * (engine == "torch")]
     libraries += traits.libraries
@@ -68,26 +86,42 @@ def code_digest(kind: type, engine: str, heard: bool) -> str:
     return _digest([kind.__name__, *map(version, libraries), *sources])
 
 
+def audio_folder(task: Task) -> Path:
+    """Return the folder that the files of a task are named below.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the audio is not present; the message says where to obtain it.
+    """
+    folder = require_audio(task).audio
+    assert folder is not None  # a task whose audio is present has one
+    return folder
+
+
 def _notes_path(task: Task, root: Path) -> Path:
-    """Where the files below one audio folder are noted; a copy of the corpus has its own notes."""
-    return root / task.name / f"files-{_digest(os.path.realpath(task.audio))}.json"
+    """Return the path of the notes on one audio folder; a copy of the corpus has its own."""
+    return root / task.name / f"files-{_digest(os.path.realpath(audio_folder(task)))}.json"
 
 
 def read_notes(task: Task, root: Path) -> dict[str, str]:
-    """Size, time of change and audio content of each file, as it was when it was last decoded."""
+    """Return the note on each file, by its path below the audio folder.
+
+    A note is the size, the time of change and the content, as when the file was last decoded.
+    """
     return files.read_json(_notes_path(task, root))
 
 
 def add_notes(task: Task, root: Path, notes: dict[str, str]) -> None:
-    """Note what was read of some files, next to what is noted already."""
+    """Add notes to those that the cache holds; the caller holds its lock."""
     path = _notes_path(task, root)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, read_notes(task, root) | notes)
 
 
 def unchanged(task: Task, root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Audio content of those files whose size and time are as noted."""
-    notes, folder = read_notes(task, root), os.fspath(task.audio)
+    """Return the content of those files whose size and time of change are as noted."""
+    notes, folder = read_notes(task, root), os.fspath(audio_folder(task))
     known = {}
     for name in names:
         stamp, _, content = notes.get(name, "").rpartition(" ")
@@ -97,38 +131,38 @@ def unchanged(task: Task, root: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def file_stamp(path: str | Path) -> str:
-    """Size and time of change of a file in ns; empty where there is none."""
+    """Return the size in bytes and the time of change in ns of a file, or "" if there is none."""
     try:
-        facts = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return ""
-    return f"{facts.st_size} {facts.st_mtime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def content_of(note: str) -> str:
-    """Return the content that a note of a file names."""
+    """Return the content, the last part of a note."""
     return note.rpartition(" ")[2]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What is known of one store of the cache.
+    """One store of the cache, as listed.
 
     Attributes
     ----------
     task, frontend, situation : str
-        What it holds; no situation is as recorded.
+        What it holds; situation is "" for clips as recorded.
     clips : int
-        Clips of different audio.
+        Number of clips; those with the same content count once.
     size : int
         Bytes on disk.
     changed : float
-        When it was last added to, in seconds since 1970.
+        Time of the last addition, in seconds since 1970.
     current : bool
-        Whether a front end of ``FAMILIES`` uses it; if not, code or libraries have changed. Also
-        true where that cannot be told because an extra is not installed.
+        Whether a front end of ``FAMILIES`` still uses it. False after a change of code or
+        libraries. True if this cannot be checked because an optional package is not installed.
     folder : Path
-        Where it is.
+        Path of the store.
     """
 
     task: str
@@ -142,11 +176,14 @@ class Stored:
 
 
 def list_stores(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[Stored]:
-    """Describe the stores of the cache, or those of some tasks."""
-    makers = [make for family in FAMILIES.values() for make in family.values()]
-    kinds = {kind_of(make) for make in makers}
+    """Return the stores of the cache; only those of ``tasks``, if any are named."""
+    makers: list[Callable[..., Any]] = [
+        make for family in FAMILIES.values() for make in family.values()
+    ]
+    kinds: set[type] = {kind_of(make) for make in makers}
     usable = {kind for kind in kinds if all(map(find_spec, frontend_traits(kind).libraries))}
-    codes = {code_digest(*facts) for facts in product(usable, ("librosa", "torch"), (False, True))}
+    settings = product(usable, ("librosa", "torch"), (False, True))
+    codes = {code_digest(*setting) for setting in settings}
     unknown = {kind.__name__ for kind in kinds - usable}
     folders = sorted(path for path in cache_root(cache).glob("*/*") if path.is_dir())
     return [
@@ -158,37 +195,37 @@ def list_stores(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> l
 
 def _describe(folder: Path, codes: set[str], unknown: set[str]) -> Stored:
     try:
-        facts = files.read_json(folder / "index.json")
+        index = files.read_json(folder / "index.json")
     except ValueError:
-        facts = {}
-    frontend = facts.get("frontend", folder.name)
+        index = {}
+    frontend = index.get("frontend", folder.name)
     return Stored(
         task=folder.parent.name,
         frontend=frontend,
-        situation=facts.get("situation", ""),
-        clips=len(facts.get("contents", ())),
+        situation=index.get("situation", ""),
+        clips=len(index.get("contents", ())),
         size=sum(path.stat().st_size for path in folder.iterdir()),
         changed=folder.stat().st_mtime,
-        current=facts.get("code") in codes or frontend.partition("(")[0] in unknown,
+        current=index.get("code") in codes or frontend.partition("(")[0] in unknown,
         folder=folder,
     )
 
 
 def prune(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[Stored]:
-    """Remove the stores of some tasks or, if none is named, those that nothing uses any more.
+    """Remove the stores of some tasks or, if none is named, all outdated stores.
 
-    These are the stores of other library versions and other source code, and those of front ends
+    Outdated are stores of other library versions or other source code, and those of front ends
     that are not in ``FAMILIES``.
 
     Returns
     -------
     list of Stored
-        What was removed.
+        The removed stores.
     """
     with cache_lock(cache_root(cache)):
-        removed = [found for found in list_stores(cache, tasks) if tasks or not found.current]
-        for found in removed:
-            shutil.rmtree(found.folder)
+        removed = [store for store in list_stores(cache, tasks) if tasks or not store.current]
+        for store in removed:
+            shutil.rmtree(store.folder)
         for folder in cache_root(cache).iterdir():
             if folder.name in tasks:  # the notes on its files
                 shutil.rmtree(folder)

@@ -1,16 +1,17 @@
-"""How far the clips of other tasks lie from a target's, to choose what to learn from.
+"""Distances between corpora, to choose the sources for a target.
 
-Distances between corpora, computed from features alone in seconds, without any training. Two need
-no label of the target: ``mmd`` and ``proxy_a``. Two take a few labelled clips: ``class_mmd`` and
-``class_means``. Smaller is nearer. Whether near sources teach more is a matter of measurement, see
+They are computed from features alone, in seconds, without any training. Two need no labels of the
+target: ``mmd`` and ``proxy_a``. Two need a few labelled clips: ``class_mmd`` and ``class_means``.
+Smaller is nearer. Whether near sources teach more was measured, see
 ``benchmarks/reports/similarity``.
 
-Features as they are show differences of microphone and level, which normalising each corpus
-removes; both views can be asked for, by normalising the features before (``features.normalise``).
+Raw features show differences of microphone and level. Normalising each corpus before
+(``features.normalise``) removes them.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,15 +26,21 @@ from metaser.features.table import Features
 from metaser.tasks.task import Task
 
 UNLABELLED = ("mmd", "proxy_a")
-LABELLED = ("class_mmd", "class_means")
-FOLDS = 5
+"""Distances that need no labels of the target."""
 
-Statistic = Callable[[np.ndarray, np.ndarray], float]
+LABELLED = ("class_mmd", "class_means")
+"""Distances that need labelled clips of the target."""
+
+FOLDS = 5
+"""Folds of the cross-validation behind ``proxy_a``, at most."""
+
+Statistic = Callable[..., float]
+"""From the weights of both corpora's clips, (clips,) each, to a distance."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clips:
-    """One vector a clip, with what is known of the clips.
+    """One vector per clip, with each clip's speaker and emotion.
 
     Attributes
     ----------
@@ -48,14 +55,16 @@ class Clips:
     emotions: np.ndarray
 
     def __len__(self) -> int:
+        """Return the number of clips."""
         return len(self.vectors)
 
-    def __getitem__(self, rows) -> "Clips":
+    def __getitem__(self, rows: slice | np.ndarray) -> "Clips":
+        """Return the chosen clips."""
         return Clips(self.vectors[rows], self.speakers[rows], self.emotions[rows])
 
 
 def clips_of(task: Task, features: Features) -> Clips:
-    """The mean frame of every clip of a task, with its speaker and emotion."""
+    """Return the mean frame of every clip of a task, with its speaker and emotion."""
     lengths = features.lengths
     means = [features.values[[row]][0, : lengths[row]].mean(axis=0) for row in range(len(lengths))]
     table = task.table
@@ -65,7 +74,17 @@ def clips_of(task: Task, features: Features) -> Clips:
 
 
 def median_gamma(vectors: np.ndarray) -> float:
-    """Width of the RBF kernel by the median heuristic: 1 / (2 · median distance²).
+    """Return the width of the RBF kernel by the median heuristic: 1 / (2 · median distance²).
+
+    Parameters
+    ----------
+    vectors : ndarray
+        (clips, channels).
+
+    Raises
+    ------
+    ValueError
+        If the median distance is 0.
 
     References
     ----------
@@ -75,27 +94,28 @@ def median_gamma(vectors: np.ndarray) -> float:
     median = np.median(distances[np.triu_indices_from(distances, k=1)])
     if not median > 0:
         raise ValueError(
-            f"at least half of the {len(vectors)} clips have the same features, so there is no "
-            "distance to measure: check the audio by `metaser tasks check`"
+            "the median distance between clips must be above 0, but at least half of the "
+            f"{len(vectors)} clips have the same features: check the audio by `metaser tasks check`"
         )
     return 1 / (2 * median)
 
 
 def mmd(a: np.ndarray, b: np.ndarray, gamma: float | None = None) -> float:
-    """Squared maximum mean discrepancy of two samples, unbiased, under an RBF kernel.
+    """Return the unbiased squared maximum mean discrepancy of two samples under an RBF kernel.
 
     Parameters
     ----------
     a, b : ndarray
         (clips, channels), at least two clips each.
     gamma : float, optional
-        exp(−gamma · distance²); by default the median heuristic over both samples.
+        Width of the kernel exp(−gamma · distance²); by default the median heuristic over both
+        samples.
 
     Returns
     -------
     float
-        About 0 if both come from one distribution (it may be below), at most 2. NaN if a sample
-        has one clip.
+        At most 2; about 0, also below, if both come from one distribution. NaN if a sample has
+        only one clip.
 
     References
     ----------
@@ -106,7 +126,7 @@ def mmd(a: np.ndarray, b: np.ndarray, gamma: float | None = None) -> float:
 
 
 def _mmd(a: np.ndarray, b: np.ndarray, gamma: float) -> Statistic:
-    """The discrepancy as a function of how often each clip counts; no clip is its own partner."""
+    """Return the discrepancy as a function of the clips' weights; no clip pairs with itself."""
     within = [rbf_kernel(side, gamma=gamma) for side in (a, b)]
     for kernel in within:
         np.fill_diagonal(kernel, 0)
@@ -116,30 +136,32 @@ def _mmd(a: np.ndarray, b: np.ndarray, gamma: float) -> Statistic:
         pairs = [w.sum() ** 2 - (w**2).sum() for w in weights]
         if min(pairs) <= 0:
             return float("nan")
-        own = sum(w @ kernel @ w / n for w, kernel, n in zip(weights, within, pairs))
-        return float(own - 2 * weights[0] @ between @ weights[1] / np.prod([*map(np.sum, weights)]))
+        same = sum(w @ kernel @ w / n for w, kernel, n in zip(weights, within, pairs))
+        mixed = weights[0] @ between @ weights[1]
+        return float(same - 2 * mixed / np.prod([*map(np.sum, weights)]))
 
     return statistic
 
 
 def proxy_a_distance(a: Clips, b: Clips, folds: int = FOLDS, seed: int = 0) -> float:
-    """How well a logistic regression tells two corpora apart by speakers it has not heard.
+    """Return how well a logistic regression tells two corpora apart, on unknown speakers.
 
     Parameters
     ----------
     a, b : Clips
         The two corpora.
     folds : int
-        Of the cross-validation; no speaker stands in two folds.
+        Number of folds of the cross-validation; no speaker is in two folds.
     seed : int
-        Deals the speakers to the folds.
+        Decides which speakers are in which fold.
 
     Returns
     -------
     float
-        2 (1 − 2 · error), error being the mean of both corpora's: 2 if they are always told apart,
-        0 at chance, below if the classifier misleads, as it does where normalisation has made the
-        means of both corpora equal. NaN if a corpus has fewer speakers than folds.
+        2 (1 − 2 · error), where error is the mean of both corpora's error rates: 2 if they are
+        always told apart, 0 at chance. It is below 0 if the classifier misleads, as it does where
+        normalisation has made the means of both corpora equal. NaN if a corpus has fewer speakers
+        than folds.
 
     References
     ----------
@@ -150,6 +172,7 @@ def proxy_a_distance(a: Clips, b: Clips, folds: int = FOLDS, seed: int = 0) -> f
 
 
 def _proxy_a(a: Clips, b: Clips, folds: int, seed: int) -> Statistic:
+    """Return ``proxy_a_distance`` as a function of the clips' weights."""
     if folds < 2 or min(len(np.unique(side.speakers)) for side in (a, b)) < folds:
         return lambda *weights: float("nan")
     corpus = np.repeat([0, 1], [len(a), len(b)])
@@ -164,14 +187,16 @@ def _proxy_a(a: Clips, b: Clips, folds: int, seed: int) -> Statistic:
     wrong = np.split(guesses != corpus, [len(a)])
 
     def statistic(*weights: np.ndarray) -> float:
-        error = np.mean([np.average(own, weights=w) for own, w in zip(wrong, weights)])
+        error = np.mean([np.average(errors, weights=w) for errors, w in zip(wrong, weights)])
         return float(2 * (1 - 2 * error))
 
     return statistic
 
 
-def _by_class(a: Clips, b: Clips, distance: Callable[[np.ndarray, np.ndarray], Statistic]):
-    """Mean over the shared classes of a distance between the clips of each class."""
+def _by_class(
+    a: Clips, b: Clips, distance: Callable[[np.ndarray, np.ndarray], Statistic]
+) -> Statistic:
+    """Return the mean over the shared classes of the distance between a class's clips."""
     shared = sorted(set(a.emotions) & set(b.emotions))
     rows = [(a.emotions == name, b.emotions == name) for name in shared]
     parts = [distance(a.vectors[one], b.vectors[other]) for one, other in rows]
@@ -186,7 +211,7 @@ def _by_class(a: Clips, b: Clips, distance: Callable[[np.ndarray, np.ndarray], S
 
 
 def _means(a: np.ndarray, b: np.ndarray) -> Statistic:
-    """Root mean square difference of the mean vectors, over the channels."""
+    """Return the root mean square difference of the mean vectors, over the channels."""
 
     def statistic(*weights: np.ndarray) -> float:
         if not all(w.any() for w in weights):
@@ -201,42 +226,44 @@ def compare(
     target: Clips,
     sources: Mapping[str, Clips],
     shots: int = 0,
+    *,
     limit: int = 200,
     resamples: int = 200,
     seed: int = 0,
     wanted: Collection[str] = (*UNLABELLED, *LABELLED),
 ) -> pd.DataFrame:
-    """Distances of a target from each source.
+    """Return the distances of a target from each source.
 
-    As many clips of each corpus are drawn, so that no distance depends on a corpus's size. Every
-    channel is scaled to deviation 1 over all clips drawn, and one kernel width (median heuristic
-    over the same clips) and one number of folds serve all sources.
+    The same number of clips is drawn from each corpus, so that no distance depends on a corpus's
+    size. Every channel is scaled to deviation 1 over all drawn clips. All sources share one kernel
+    width (median heuristic over the same clips) and one number of folds.
 
     Parameters
     ----------
     target : Clips
-        Emotions are looked at only where ``shots`` is above 0, and only those of the clips drawn.
+        The target. Its emotions are used only where ``shots`` is above 0, and only those of the
+        drawn clips.
     sources : mapping of str to Clips
-        By name.
+        The sources by name.
     shots : int
-        Labelled clips of each class that the target has; 0 leaves the labelled distances out.
+        Labelled clips per class of the target; 0 leaves the labelled distances out.
     limit : int
-        Clips drawn of each corpus, at most.
+        Largest number of clips drawn from each corpus.
     resamples : int
-        Draws of the speakers behind each interval.
+        Number of resamples of the speakers, for each interval.
     seed : int
-        Chooses clips, folds and draws.
+        Decides clips, folds and resamples.
     wanted : collection of str
-        Distances to take.
+        Distances to compute.
 
     Returns
     -------
     DataFrame
-        One row a source and distance: ``source``, ``distance``, ``value``, ``low``, ``high`` and
-        ``clips`` of each corpus. The interval is value ± 1.96 standard errors, the standard error
-        being that of drawing the speakers of both corpora again; the percentiles of such draws
-        would be shifted, since a speaker who is drawn twice makes a corpus narrower. The interval
-        is NaN if a corpus has one speaker.
+        One row per source and distance: ``source``, ``distance``, ``value``, ``low``, ``high``
+        and ``clips`` drawn per corpus. The interval is value ± 1.96 standard errors, estimated by
+        drawing the speakers of both corpora again. (The percentiles of these draws would be
+        shifted, because a speaker who is drawn twice makes a corpus narrower.) The interval is NaN
+        if a corpus has only one speaker.
 
     Raises
     ------
@@ -245,10 +272,13 @@ def compare(
         fewer clips than ``shots``.
     """
     if not sources:
-        raise ValueError("there is no source to compare with: name at least one other task")
+        raise ValueError("sources must hold at least 1 corpus, not 0: name at least one other task")
     size = min(limit, len(target), *map(len, sources.values()))
     if size < 2:
-        raise ValueError(f"a distance needs at least two clips of each corpus, not {size}")
+        raise ValueError(
+            f"a distance needs at least two clips of each corpus, not {size}: add clips, or raise "
+            "limit"
+        )
     rng = np.random.default_rng([seed, 0])
     labelled = _shots(target, shots, rng)
     target = target[rng.permutation(len(target))[:size]]
@@ -261,10 +291,11 @@ def compare(
     gamma = median_gamma(scale.transform(pooled))
     folds = min(FOLDS, *[len(np.unique(clips.speakers)) for clips in (target, *drawn.values())])
     labelled = _scaled(labelled, scale)
+    options: dict[str, Any] = {"gamma": gamma, "folds": folds, "seed": seed, "wanted": wanted}
     rows = []
     for name, clips in drawn.items():
         pair = _scaled(target, scale), _scaled(clips, scale)
-        for kind, sides, statistic in _statistics(*pair, labelled, gamma, folds, seed, wanted):
+        for kind, sides, statistic in _statistics(*pair, labelled, **options):
             value = statistic(*[np.ones(len(side)) for side in sides])
             error = _standard_error(statistic, sides, resamples, np.random.default_rng([seed, 1]))
             half = ndtri(0.975) * error
@@ -280,44 +311,57 @@ def choose(
     order: str = "nearest",
     seed: int = 0,
 ) -> list[str]:
-    """The sources that are nearest to a target, or farthest from it, nearest first.
+    """Return the sources that are nearest to a target, or farthest from it; nearest first.
 
     Parameters
     ----------
     target, sources, seed
         See ``compare``.
     count : int
-        How many; all if there are not so many.
+        Number of sources to choose; all if there are fewer.
     by : {"mmd", "proxy_a"}
         A distance that needs no label of the target.
     order : {"nearest", "farthest"}
-        The latter as a control.
+        Which to choose; "farthest" serves as a control.
+
+    Returns
+    -------
+    list of str
+        Names of the chosen sources.
 
     Raises
     ------
     ValueError
-        If the distance is not defined for a source, or is no such distance.
+        If the distance is undefined for a source, or ``by`` or ``order`` is unknown.
     """
     if by not in UNLABELLED or order not in ("nearest", "farthest"):
         raise ValueError(
             f"by must be one of {UNLABELLED} and order 'nearest' or 'farthest', not {by!r} and "
-            f"{order!r}"
+            f"{order!r}: choose one of these"
         )
-    found = compare(target, sources, resamples=0, seed=seed, wanted=(by,))
-    values = found.set_index("source")["value"]
+    distances = compare(target, sources, resamples=0, seed=seed, wanted=(by,))
+    values = distances.set_index("source")["value"]
     undefined = values.index[values.isna()].tolist()
     if undefined:
         raise ValueError(
-            f"{by} is not defined for {undefined[0]}: a corpus has one speaker; choose by 'mmd'"
+            f"{by} needs at least two speakers per corpus, but target or {undefined[0]} has one "
+            "speaker: choose by 'mmd'"
         )
     ranked = values.sort_values(kind="stable").index.tolist()
     return ranked[:count] if order == "nearest" else ranked[-count:]
 
 
 def _statistics(
-    target: Clips, source: Clips, labelled: Clips, gamma, folds, seed, wanted
+    target: Clips,
+    source: Clips,
+    labelled: Clips,
+    *,
+    gamma: float,
+    folds: int,
+    seed: int,
+    wanted: Collection[str],
 ) -> Iterator[tuple[str, tuple[Clips, Clips], Statistic]]:
-    """Name, the two sides, and the statistic of each distance that is wanted."""
+    """Yield the name, the two sides and the statistic of each wanted distance."""
     pair = target, source
     if "mmd" in wanted:
         yield "mmd", pair, _mmd(target.vectors, source.vectors, gamma)
@@ -336,14 +380,14 @@ def _scaled(clips: Clips, scale: StandardScaler) -> Clips:
 
 
 def _shots(target: Clips, shots: int, rng: np.random.Generator) -> Clips:
-    """As many clips of each class, drawn at random."""
+    """Return ``shots`` clips per class, drawn at random."""
     order = rng.permutation(len(target))
     rows = [order[target.emotions[order] == name][:shots] for name in np.unique(target.emotions)]
-    for own in rows:
-        if len(own) < shots:
+    for members in rows:
+        if len(members) < shots:
             raise ValueError(
-                f"class '{target.emotions[own[0]]}' of the target holds {len(own)} clips, not the "
-                f"{shots} labelled ones asked for: ask for fewer shots"
+                f"class '{target.emotions[members[0]]}' of the target must have {shots} labelled "
+                f"clips, not {len(members)}: ask for fewer shots"
             )
     return target[np.concatenate(rows)]
 
@@ -351,15 +395,15 @@ def _shots(target: Clips, shots: int, rng: np.random.Generator) -> Clips:
 def _standard_error(
     statistic: Statistic, sides: tuple[Clips, Clips], resamples: int, rng: np.random.Generator
 ) -> float:
-    """Deviation of a statistic when the speakers of both sides are drawn again."""
+    """Return the deviation of a statistic over resamples of both sides' speakers."""
     speakers = [np.unique(side.speakers, return_inverse=True)[1] for side in sides]
-    counts = [own.max() + 1 for own in speakers]
+    counts = [numbers.max() + 1 for numbers in speakers]
     if min(counts) < 2:
         return float("nan")
-    values = []
+    draws = []
     for _ in range(resamples):
-        drawn = [rng.multinomial(count, np.full(count, 1 / count)) for count in counts]
-        values.append(statistic(*[own[who].astype(float) for own, who in zip(drawn, speakers)]))
-    values = np.array(values)
-    values = values[~np.isnan(values)]  # draws that leave a class without clips
+        times = [rng.multinomial(count, np.full(count, 1 / count)) for count in counts]
+        draws.append(statistic(*[n[who].astype(float) for n, who in zip(times, speakers)]))
+    values = np.array(draws)
+    values = values[~np.isnan(values)]  # without resamples that leave a class without clips
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")

@@ -1,12 +1,12 @@
-"""A task's clips through a front end: extracted in parallel, stored on disk, normalised.
+"""Extract the features of a task's clips in parallel, and store them on disk.
 
-Clips are heard, read (their transcripts) or seen (their videos); vectors that a task folder holds
-are taken as they are.
+A front end reads a clip's sound, transcript or video. Vectors in a task folder are used as they
+are.
 
 Every task has a folder below the cache's folder ``features``. There, ``files-*.json`` notes size,
-time and audio content of each file, so that a file which has not changed is not decoded again, and
-each front end and recording situation has a store (``metaser.store``), named by a digest of its
-arguments and one of code and libraries, in which features are found by the content of the audio.
+time of change and content of each file, so that an unchanged file is not decoded again. Each front
+end and recording situation has a store (``metaser.features.store``), named by a digest of its
+arguments and one of code and libraries. A store finds features by the content of the clip.
 """
 
 import functools
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from joblib import Parallel, delayed
@@ -26,6 +26,7 @@ from metaser.contracts import FrontEnd, compute_many, extracted, frontend_traits
 from metaser.features import store
 from metaser.features.cache import (
     add_notes,
+    audio_folder,
     cache_lock,
     cache_root,
     code_digest,
@@ -45,11 +46,16 @@ from metaser.tasks.task import Task, require_audio
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 CHUNK = 32
-"""Clips that a process takes at a time."""
+"""Clips per job of a process."""
 
 WRITE_SECONDS = 2.0
-"""Features are written that often, at the end, and when the work is interrupted."""
+"""Seconds between writes; features are also written at the end and after an interruption."""
+
+Extracted = tuple[dict[str, str], dict[str, np.ndarray], set[int]]
+"""Notes by file name, frames (frames, channels) by content, and sampling rates of some clips."""
 
 
 def extract(
@@ -61,45 +67,53 @@ def extract(
     jobs: int = 1,
     progress: bool = False,
 ) -> Features:
-    """Features of all clips of a task in one modality, from the store where it has them.
+    """Return the features of all clips of a task in one modality, from the store where possible.
 
-    The store is opened, not read. A file is decoded only if it is new, its size or time has
-    changed, or the store lacks its features. An interruption keeps what was extracted.
+    The store is opened, not read. A file is decoded only if it is new, its size or time of change
+    differs, or the store lacks its features. An interruption keeps what was extracted.
 
     Parameters
     ----------
     task : Task
         A task whose audio is present.
     frontend : callable
-        One of ``FAMILIES``: a dataclass that is called with a waveform of its ``rate``, or with
-        what its ``modality`` is; or an ``nn.Module`` whose ``extracted`` is such a one.
+        A front end, e.g. one of ``FAMILIES``: called with a waveform at its ``rate``, or with the
+        text or video path of a clip. For a learnable one its ``extracted`` is taken.
     cache : str or Path, optional
         Cache folder; ``default_cache()`` if not given.
     situation : Situation, optional
-        Hear every clip as if recorded in this situation; for front ends of audio.
+        Read every clip as if recorded in this situation; for front ends of audio.
     jobs : int
-        Processes.
+        Number of processes.
     progress : bool
         Show a progress bar.
+
+    Returns
+    -------
+    Features
+        One row per clip, in the order of the task's table.
 
     Raises
     ------
     AudioError
-        If a clip cannot be read or gives features that are not finite; the message names it.
+        If a clip cannot be read or its features are not finite; the message names the clip.
     VideoError
-        The same of a video.
+        The same for a video.
     ValueError
-        If the task does not give what the front end reads, see ``lacks``.
+        If the front end cannot read the task, see ``lacks``.
     """
     frontend = extracted(frontend)
     if isinstance(frontend, Joined):
-        options = {"situation": situation, "jobs": jobs, "progress": progress}
+        options: dict[str, Any] = {"situation": situation, "jobs": jobs, "progress": progress}
         parts = [extract(task, part, cache, **options) for part in frontend.parts]
-        return replace(parts[0], values=frontend.join([part.values for part in parts]))
-    traits = frontend_traits(frontend)
-    modality = traits.modality
+        values = cast(list[np.ndarray], [part.values for part in parts])  # opened, not read
+        return replace(parts[0], values=frontend.join(values))
+    modality = frontend_traits(frontend).modality
     if reason := lacks(task, frontend):
-        raise ValueError(f"{task.name} gives no {modality} to {type(frontend).__name__}: {reason}")
+        raise ValueError(
+            f"{task.name} must have {modality} for {type(frontend).__name__}, but has none: "
+            f"{reason}"
+        )
     if isinstance(frontend, Vectors):
         return _vectors(task, frontend)
     names, root = _inputs(task, modality), cache_root(cache)
@@ -112,36 +126,55 @@ def extract(
     held = store.contents(folder)
     missing = [name for name in present if known.get(name) not in held]
     if missing:
-        read = {
-            "audio": functools.partial(_extract_clips, task.audio, frontend, situation, folder),
-            "text": functools.partial(_extract_texts, frontend),
-            "video": functools.partial(_extract_videos, task.audio, frontend, folder),
-        }[modality]
+        read = _reader(task, frontend, situation, folder)
         work = _in_chunks(read, missing, jobs, progress, f"{task.name}: features")
-        facts = {
-            "task": task.name,
-            "frontend": repr(frontend),
-            "situation": repr(situation) if situation else "",
-            "code": code_digest(type(frontend), traits.engine, situation is not None),
-        }
-        found, rates = _keep(work, task, root, folder, facts)
-        known |= found
-        others = sorted(rates - {traits.rate})
-        if others and traits.trained:
-            log.warning(
-                "%s: audio of %s Hz was resampled to %d Hz, on which %s was trained",
-                task.name,
-                ", ".join(map(str, others)),
-                frontend.rate,
-                type(frontend).__name__,
-            )
+        contents, rates = _keep(work, task, root, folder, _index(task, frontend, situation))
+        known |= contents
+        _warn_of_resampling(task, frontend, rates)
     hashes = np.array([known.get(name, "") for name in names])
-    values = _with_gaps(store.read(folder, hashes[hashes != ""]), hashes != "")
-    return Features(values, values.lengths, hashes, modality)
+    stored = _with_gaps(store.read(folder, hashes[hashes != ""]), hashes != "")
+    return Features(stored, stored.lengths, hashes, modality)
 
 
-def lacks(task: Task, frontend: Callable) -> str:
-    """Why a task whose audio is present does not give what a front end reads; empty if it does."""
+def _reader(
+    task: Task, frontend: Any, situation: Situation | None, folder: Path
+) -> Callable[[Sequence[str]], Extracted]:
+    """Return the function that extracts the features of some clips, by the front end's modality."""
+    modality = frontend_traits(frontend).modality
+    if modality == "text":
+        return functools.partial(_extract_texts, frontend)
+    if modality == "video":
+        return functools.partial(_extract_videos, audio_folder(task), frontend, folder)
+    return functools.partial(_extract_clips, audio_folder(task), frontend, situation, folder)
+
+
+def _index(task: Task, frontend: Any, situation: Situation | None) -> dict[str, str]:
+    """Return the entries that describe a new store."""
+    kind: type = type(frontend)
+    return {
+        "task": task.name,
+        "frontend": repr(frontend),
+        "situation": repr(situation) if situation else "",
+        "code": code_digest(kind, frontend_traits(frontend).engine, situation is not None),
+    }
+
+
+def _warn_of_resampling(task: Task, frontend: Any, rates: set[int]) -> None:
+    """Warn if a pretrained front end reads sound of other sampling rates than its own."""
+    traits = frontend_traits(frontend)
+    others = sorted(rate for rate in rates if rate != traits.rate)
+    if others and traits.trained:
+        log.warning(
+            "%s: audio of %s Hz was resampled to %d Hz, on which %s was trained",
+            task.name,
+            ", ".join(map(str, others)),
+            traits.rate,
+            type(frontend).__name__,
+        )
+
+
+def lacks(task: Task, frontend: Any) -> str:
+    """Return why a front end cannot read a task whose audio is present, or "" if it can."""
     frontend = extracted(frontend)
     modality = frontend_traits(frontend).modality
     if isinstance(frontend, Vectors):
@@ -157,30 +190,33 @@ def lacks(task: Task, frontend: Callable) -> str:
 
 
 def _inputs(task: Task, modality: str) -> list[str]:
-    """What a front end reads of each clip: paths below the audio folder, or texts."""
+    """Return the path (below the audio folder) or the text that a front end reads, per clip."""
     files = _files(task)
     column = {"audio": "file", "text": "transcript", "video": "video"}[modality]
     return task.table[column].tolist() if column in task.table else [""] * len(files)
 
 
 def _vectors(task: Task, frontend: Vectors) -> Features:
-    """The vectors that the task folder holds."""
+    """Return the vectors in the task folder as features."""
     path = task.vectors[frontend.modality]
     clips, _ = of_clips(read_vectors(path), _files(task))
-    given = [frontend(clip) for clip in clips if clip is not None]
-    if not given:
-        raise ValueError(f"{path} names no clip of {task.name}")
+    vectors = [frontend(clip) for clip in clips if clip is not None]
+    if not vectors:
+        raise ValueError(
+            f"{path} must name clips of {task.name}, but names none: name them as the task's table "
+            "does"
+        )
     has = np.array([clip is not None for clip in clips])
-    lengths = np.array([len(clip) for clip in given])
+    lengths = np.array([len(vector) for vector in vectors])
     hashes = np.full(len(clips), "", "U32")
-    hashes[has] = [_hexdigest(clip.tobytes()) for clip in given]
-    values = store.Ragged(np.concatenate(given), np.cumsum(lengths) - lengths, lengths)
+    hashes[has] = [_hexdigest(vector.tobytes()) for vector in vectors]
+    values = store.Ragged(np.concatenate(vectors), np.cumsum(lengths) - lengths, lengths)
     values = _with_gaps(values, has)
     return Features(values, values.lengths, hashes, frontend.modality)
 
 
 def _with_gaps(values: store.Ragged, has: np.ndarray) -> store.Ragged:
-    """Put sequences where ``has`` is True, and sequences without frames between them."""
+    """Return one sequence per clip: the given ones where ``has`` is True, others without frames."""
     starts, lengths = np.zeros((2, len(has)), int)
     starts[has], lengths[has] = values.starts, values.lengths
     return store.Ragged(values.frames, starts, lengths)
@@ -189,7 +225,12 @@ def _with_gaps(values: store.Ragged, has: np.ndarray) -> store.Ragged:
 def audio_contents(
     task: Task, cache: str | Path | None = None, jobs: int = 1, progress: bool = False
 ) -> np.ndarray:
-    """The content of each clip's audio, as ``Features.hashes`` has it, without features.
+    """Return the content of each clip's audio, as in ``Features.hashes``, without its features.
+
+    Returns
+    -------
+    ndarray
+        (clips,) str.
 
     Raises
     ------
@@ -207,12 +248,12 @@ def audio_contents(
 def verify(
     task: Task, cache: str | Path | None = None, jobs: int = 1, progress: bool = False
 ) -> list[str]:
-    """Hash the audio of every clip anew, whatever its file's size and time say.
+    """Hash the audio of every clip again, whatever its file's size and time of change say.
 
     Returns
     -------
     list of str
-        Files whose audio is not what it was; ``extract`` will extract them anew.
+        Files whose audio has changed; ``extract`` will extract their features again.
 
     Raises
     ------
@@ -229,9 +270,9 @@ def verify(
 def _hash_files(
     task: Task, root: Path, names: Sequence[str], jobs: int, progress: bool, what: str
 ) -> dict[str, str]:
-    """Decode files, and note and return their size, time and content."""
-    after = {}
-    hash_clips = functools.partial(_hash_clips, task.audio)
+    """Decode files; note and return their size, time of change and content."""
+    after: dict[str, str] = {}
+    hash_clips = functools.partial(_hash_clips, audio_folder(task))
     for notes in _in_chunks(hash_clips, names, jobs, progress, f"{task.name}: {what}"):
         after |= notes
     with cache_lock(root):
@@ -244,9 +285,13 @@ def _files(task: Task) -> list[str]:
 
 
 def _in_chunks(
-    work: Callable, names: Sequence[str], jobs: int, progress: bool, description: str
-) -> Iterator:
-    """Do the work on some files at a time, in parallel."""
+    work: Callable[[Sequence[str]], Result],
+    names: Sequence[str],
+    jobs: int,
+    progress: bool,
+    description: str,
+) -> Iterable[Result]:
+    """Yield the results of the work on ``CHUNK`` files at a time, in parallel and in any order."""
     chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
     done = Parallel(n_jobs=jobs, return_as="generator_unordered")(map(delayed(work), chunks))
     if progress:
@@ -255,17 +300,21 @@ def _in_chunks(
 
 
 def _keep(
-    work: Iterable[tuple[dict, dict, set]], task: Task, root: Path, folder: Path, facts: dict
+    work: Iterable[Extracted], task: Task, root: Path, folder: Path, index: dict[str, str]
 ) -> tuple[dict[str, str], set[int]]:
     """Write features as they come, also those before an interruption.
 
-    Return the contents of the files, and the sampling rates met.
+    Return the content of each file, and the sampling rates.
     """
-    notes, clips, found, rates, written = {}, {}, {}, set(), time.monotonic()
+    notes: dict[str, str] = {}
+    clips: dict[str, np.ndarray] = {}
+    contents: dict[str, str] = {}
+    rates: set[int] = set()
+    written = time.monotonic()
 
     def write() -> None:
         with cache_lock(root):
-            store.append(folder, clips, facts)
+            store.append(folder, clips, index)
             if notes:
                 add_notes(task, root, notes)
         clips.clear()
@@ -276,18 +325,18 @@ def _keep(
             notes |= new_notes
             clips |= new_clips
             rates |= new_rates
-            found |= {name: content_of(note) for name, note in new_notes.items()}
+            contents |= {name: content_of(note) for name, note in new_notes.items()}
             if time.monotonic() - written > WRITE_SECONDS:
                 write()
                 written = time.monotonic()
     finally:
         if notes or clips:
             write()
-    return found, rates
+    return contents, rates
 
 
 def _decode(path: Path) -> tuple[Stretch, str]:
-    """Decode a file; return it with its note: size and time before it was read, and content."""
+    """Return a decoded file and its note, with size and time of change as before decoding."""
     stamp = file_stamp(path)
     clip = read_clip(path)
     return clip, f"{stamp} {clip.content}"
@@ -303,9 +352,11 @@ def _extract_clips(
     situation: Situation | None,
     folder: Path,
     names: Sequence[str],
-) -> tuple[dict[str, str], dict[str, np.ndarray], set[int]]:
-    """Return notes of some files, features by content that the store lacks, and sampling rates."""
-    stored, notes, rates = store.contents(folder), {}, set()
+) -> Extracted:
+    """Extract the features of some audio files, unless the store has them."""
+    stored = store.contents(folder)
+    notes: dict[str, str] = {}
+    rates: set[int] = set()
 
     def missing() -> Iterator[Stretch]:
         for name in names:
@@ -334,17 +385,19 @@ def _text_content(text: str) -> str:
     return _hexdigest(text.encode())
 
 
-def _extract_texts(frontend: Callable, texts: Sequence[str]) -> tuple[dict, dict, set]:
-    """No notes, for texts have no files; features by content."""
-    many = compute_many(frontend)
-    return {}, dict(zip(map(_text_content, texts), many(texts))), set()
+def _extract_texts(frontend: Callable[[str], np.ndarray], texts: Sequence[str]) -> Extracted:
+    """Extract the features of some texts; there are no notes, because texts have no files."""
+    frames = compute_many(frontend)(list(texts))
+    return {}, dict(zip(map(_text_content, texts), frames)), set()
 
 
 def _extract_videos(
-    place: Path, frontend: Callable, folder: Path, names: Sequence[str]
-) -> tuple[dict[str, str], dict[str, np.ndarray], set]:
-    """Notes of some video files, and features by content of the file that the store lacks."""
-    held, notes, clips = store.contents(folder), {}, {}
+    place: Path, frontend: Callable[[Path], np.ndarray], folder: Path, names: Sequence[str]
+) -> Extracted:
+    """Extract the features of some video files, unless the store has them."""
+    held = store.contents(folder)
+    notes: dict[str, str] = {}
+    clips: dict[str, np.ndarray] = {}
     for name in names:
         stamp = file_stamp(place / name)
         with (place / name).open("rb") as file:

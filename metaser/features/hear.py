@@ -1,7 +1,7 @@
 """The one path by which sound is read: files become stretches of sound, and those become frames.
 
-Extraction, adapting, predicting and selecting all read sound here, so a file means the same to
-each of them.
+Extraction, adapting, predicting and selecting all read sound here, so each of them gets the same
+from a file.
 """
 
 from collections import Counter
@@ -18,10 +18,10 @@ from metaser.features.store import Ragged
 from metaser.features.table import Features
 
 PORTION_SECONDS = 120.0
-"""Audio that is held at once; a longer clip or window is held alone."""
+"""Seconds of audio in memory at once; a longer clip or window is read alone."""
 
 LONGEST = 60.0
-"""Seconds of a clip that has one label; whoever means more wants windows."""
+"""Longest clip with one label, in seconds; longer recordings are read in windows."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class Stretch:
     Attributes
     ----------
     file : Path
-        Where it comes from.
+        The audio file.
     start, end : float
-        In seconds.
+        Place in the file, in seconds.
     waveform : ndarray
-        (samples,) float32 in [-1, 1], at the rate that was asked for.
+        (samples,) float32 in [-1, 1] at the requested rate; before ``at_rate``, (samples,
+        channels) at the file's own rate.
     content : str
         Digest of the file's audio; empty for a window.
     rate : int
@@ -57,11 +58,11 @@ class Heard:
     Attributes
     ----------
     file : Path
-        Where it comes from.
+        The audio file.
     start, end : float
-        In seconds.
+        Place in the file, in seconds.
     frames : ndarray
-        (frames, channels) float32.
+        (frames, channels) float32 features.
     content : str
         Digest of the file's audio; empty for a window.
     rate : int
@@ -82,19 +83,19 @@ def read_clip(path: Path) -> Stretch:
     Raises
     ------
     AudioError
-        If it cannot be read.
+        If the file cannot be read.
     """
     samples, rate = audio.decode(path)
     return Stretch(path, 0.0, len(samples) / rate, samples, audio.digest(samples, rate), rate)
 
 
 def at_rate(clip: Stretch, rate: int) -> Stretch:
-    """Return a decoded clip as mono sound at a rate."""
+    """Return a decoded clip as mono sound at ``rate`` samples per second."""
     return replace(clip, waveform=audio.convert(clip.file, clip.waveform, clip.rate, rate))
 
 
 def hear(files: Iterable[Path], frontend: FrontEnd) -> Iterator[Heard]:
-    """Decode clips and compute their features, some at a time; each in its order.
+    """Decode clips and yield their features in the order of the files, a few in memory at a time.
 
     Raises
     ------
@@ -107,9 +108,9 @@ def hear(files: Iterable[Path], frontend: FrontEnd) -> Iterator[Heard]:
 def hear_windows(
     files: Iterable[Path], frontend: FrontEnd, window: float, hop: float
 ) -> Iterator[Heard]:
-    """Go through long recordings in windows, of which only some are held at once.
+    """Yield the features of long recordings in windows, a few in memory at a time.
 
-    A last window shorter than half of the others is left out, unless it is the only one.
+    A last window shorter than half of ``window`` is left out, unless it is the only one.
 
     Parameters
     ----------
@@ -118,7 +119,8 @@ def hear_windows(
     frontend : FrontEnd
         See ``metaser.frontends``.
     window, hop : float
-        Length of the windows and their distance, in seconds, above 0; ``hop`` at most ``window``.
+        Length of the windows and distance between their starts, in seconds, above 0; ``hop`` is
+        at most ``window``.
 
     Raises
     ------
@@ -140,15 +142,15 @@ def _clips(files: Iterable[Path], rate: int) -> Iterator[Stretch]:
         seconds = audio.duration(path)
         if seconds > LONGEST:
             raise audio.AudioError(
-                f"{path} is {seconds:.0f} s long, and one label for more than {LONGEST:g} s says "
-                "little: go through it in windows (--window 4 --hop 2)"
+                f"{path} must be at most {LONGEST:g} s long to have one label, not {seconds:.0f} "
+                "s: read it in windows (--window 4 --hop 2)"
             )
         yield at_rate(read_clip(path), rate)
 
 
 def _windows(files: Iterable[Path], rate: int, window: float, hop: float) -> Iterator[Stretch]:
     for path in files:
-        audio.duration(path)  # refuses what is no audio, in its own words
+        audio.duration(path)  # refuses a file that is no audio
         with soundfile.SoundFile(path) as file:
             file_rate = file.samplerate
             size, step = round(window * file_rate), round(hop * file_rate)
@@ -159,24 +161,27 @@ def _windows(files: Iterable[Path], rate: int, window: float, hop: float) -> Ite
                 if index and len(samples) < size / 2:
                     continue
                 if not np.isfinite(samples).all():
-                    raise audio.AudioError(f"{path}: samples are NaN or infinite")
+                    raise audio.AudioError(
+                        f"{path}: all samples must be finite, but some are NaN or infinite: repair "
+                        "the file or leave it out"
+                    )
                 start = index * step / file_rate
                 end = start + len(samples) / file_rate
                 yield at_rate(Stretch(path, start, end, samples, "", file_rate), rate)
             if decoded < file.frames:
                 raise audio.AudioError(
-                    f"{path}: the file is truncated: its header states {file.frames} samples, "
-                    f"{decoded} could be decoded; fetch it again"
+                    f"{path}: the file must have {file.frames} samples, as its header states, not "
+                    f"{decoded}; it is truncated: fetch it again"
                 )
 
 
 def compute_frames(stretches: Iterable[Stretch], frontend: FrontEnd) -> Iterator[Heard]:
-    """Give stretches to a front end, as many at a time as ``PORTION_SECONDS`` allow.
+    """Yield the features of stretches in their order, ``PORTION_SECONDS`` of sound at a time.
 
     Raises
     ------
     AudioError
-        If the frames of one are not finite.
+        If the features of a stretch are not finite; the message names the file.
     """
     portion: list[Stretch] = []
     samples = 0
@@ -195,23 +200,23 @@ def _compute(portion: Sequence[Stretch], frontend: FrontEnd) -> Iterator[Heard]:
     for stretch, values in zip(portion, frames):
         if not np.isfinite(values).all():
             raise audio.AudioError(
-                f"{stretch.file}: {type(frontend).__name__} gives features that are not finite; "
-                "`metaser tasks check` tells what is wrong with the file"
+                f"{stretch.file}: the features of {type(frontend).__name__} must be finite, but "
+                "some are not finite: check the file by `metaser tasks check`"
             )
         yield Heard(stretch.file, stretch.start, stretch.end, values, stretch.content, stretch.rate)
 
 
 def gather(heard: Sequence[Heard]) -> Features:
-    """Return the features of some stretches as one table."""
-    lengths = np.array([len(one.frames) for one in heard])
-    frames = np.concatenate([one.frames for one in heard])
-    contents = np.array([one.content for one in heard])
+    """Return the features of some stretches as one table, one row per stretch."""
+    lengths = np.array([len(stretch.frames) for stretch in heard])
+    frames = np.concatenate([stretch.frames for stretch in heard])
+    contents = np.array([stretch.content for stretch in heard])
     return Features(Ragged(frames, np.cumsum(lengths) - lengths, lengths), lengths, contents)
 
 
 def mixed_rates(heard: Sequence[Heard]) -> str:
-    """Return a sentence about clips of several sampling rates, or ""."""
-    rates = Counter(one.rate for one in heard)
+    """Return a warning about clips of several sampling rates, or "" if all have one rate."""
+    rates = Counter(stretch.rate for stretch in heard)
     if len(rates) < 2:
         return ""
     listed = ", ".join(f"{count} at {rate} Hz" for rate, count in sorted(rates.items()))

@@ -1,4 +1,4 @@
-"""The features of a task's clips, side by side, and how they are normalised."""
+"""The features of a task's clips as one table, and how they are normalised."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,29 +14,31 @@ from metaser.machine import cpu_threads
 from metaser.tasks.task import Task
 
 NORMALISATIONS = ("none", "corpus", "speaker")
+"""What features can be normalised over, see ``normalise``."""
+
 OUTLIER = 5.0
 """Normalised features are clipped to this many standard deviations."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """The features of a task's clips, in the order of its table.
+    """The features of a task's clips, one row per clip, in the order of the task's table.
 
     Attributes
     ----------
     values : ndarray or Ragged
-        (clips, frames, channels) float32, zero after a clip's last frame. Those of a store are
+        (clips, frames, channels) float32, zero after a clip's last frame. Values in a store are
         read when they are indexed; ``numpy.asarray`` reads all.
     lengths : ndarray
-        (clips,) int; real frames of each clip.
+        (clips,) int; number of real frames of each clip.
     hashes : ndarray
-        (clips,) str; the content of what was heard, read or seen, empty where there is nothing.
+        (clips,) str; digest of each clip's audio, text or video; "" where a clip has none.
     modality : {"audio", "text", "video"}
-        What the front end read.
+        The modality that the front end reads.
     beside : tuple of Features
-        Of other modalities of the same clips.
+        Features of the same clips in other modalities.
     domains : dict of str to ndarray
-        (clips,) int64 each; see ``Batch.domains``.
+        (clips,) int64 each: numbers of the clips' speakers or corpora, see ``Batch.domains``.
     """
 
     values: np.ndarray | store.Ragged
@@ -48,7 +50,7 @@ class Features:
 
     @property
     def modalities(self) -> dict[str, "Features"]:
-        """The features of each modality, this one first."""
+        """Features by modality, this one first."""
         return {part.modality: part for part in (self, *self.beside)}
 
     @property
@@ -57,18 +59,23 @@ class Features:
         return all(part.values.shape[1] <= 1 for part in (self, *self.beside))
 
     def batch(self, rows: np.ndarray, targets: np.ndarray, classes: np.ndarray) -> Batch:
-        """Gather clips into a labelled batch of all modalities, padded to the longest of them.
+        """Return clips as a labelled batch of all modalities, padded to the longest of them.
 
-        A clip that lacks a modality has no real frame there, but at least one that is masked.
+        A clip that lacks a modality has no real frame there, but at least one masked frame.
 
         Parameters
         ----------
         rows : ndarray of int
-            Rows of the task's table.
+            (clips,) rows of the task's table.
         targets : ndarray of int
-            Class index of each.
+            (clips,) class index of each clip.
         classes : ndarray of bool
             (classes,) which classes the task has.
+
+        Returns
+        -------
+        Batch
+            The clips, in the order of ``rows``.
 
         Raises
         ------
@@ -80,6 +87,7 @@ class Features:
         return Batch(padded, torch.from_numpy(targets), torch.from_numpy(classes), domains)
 
     def _padded(self, rows: np.ndarray) -> Padded:
+        """Return the clips in some rows in this modality alone."""
         lengths = self.lengths[rows]
         if self.modality == "audio" and (lengths == 0).any():
             raise ValueError(
@@ -92,25 +100,33 @@ class Features:
         return Padded(torch.from_numpy(values), torch.from_numpy(mask))
 
 
-def enough_threads(features: Features) -> AbstractContextManager:
-    """Have PyTorch use one thread where clips are vectors: several would wait for each other."""
+def enough_threads(features: Features) -> AbstractContextManager[None]:
+    """Return a context in which PyTorch uses one thread if the features are vectors.
+
+    On so few numbers several threads only wait for each other.
+    """
     return cpu_threads(1 if features.are_vectors else torch.get_num_threads())
 
 
 def normalise(features: Features, task: Task, how: str) -> Features:
-    """Give every channel of every modality mean 0 and deviation 1 over a corpus or a speaker.
+    """Return features with mean 0 and deviation 1 per channel, over the corpus or each speaker.
 
-    Neither needs labels, but both look at all audio of the corpus, a target's query clips
-    included: results that use them say so.
+    All modalities are normalised. Neither way needs labels, but both look at all audio of the
+    corpus, including a target's query clips: results that use them say so.
 
     Parameters
     ----------
     features : Features
-        Of ``task``.
+        The features of ``task``.
     task : Task
-        Tells who speaks.
+        Its table says who speaks each clip.
     how : {"none", "corpus", "speaker"}
-        What to pool over; "none" returns the features as they are.
+        Which clips share a mean and a deviation; "none" returns the features unchanged.
+
+    Returns
+    -------
+    Features
+        New features, limited to ``OUTLIER`` deviations.
 
     Raises
     ------
@@ -118,7 +134,9 @@ def normalise(features: Features, task: Task, how: str) -> Features:
         If ``how`` is none of these.
     """
     if how not in NORMALISATIONS:
-        raise ValueError(f"normalise must be one of {NORMALISATIONS}, not {how!r}")
+        raise ValueError(
+            f"normalise must be one of {NORMALISATIONS}, not {how!r}: choose one of them"
+        )
     if how == "none":
         return features
     starts = np.cumsum(features.lengths) - features.lengths
@@ -127,8 +145,8 @@ def normalise(features: Features, task: Task, how: str) -> Features:
     for row, clip in enumerate(clips):
         frames[clip] = features.values[[row]][0, : features.lengths[row]]
     pools = task.table["speaker"] if how == "speaker" else np.zeros(len(clips))
-    for own in pd.Series(clips).groupby(np.asarray(pools)):
-        _standardise(frames, list(own[1]))
+    for _, pool in pd.Series(clips).groupby(np.asarray(pools)):
+        _standardise(frames, list(pool))
     return replace(
         features,
         values=store.Ragged(frames, starts, features.lengths),
@@ -139,7 +157,7 @@ def normalise(features: Features, task: Task, how: str) -> Features:
 def _standardise(frames: np.ndarray, clips: Sequence[slice]) -> None:
     """Give the frames of some clips mean 0 and deviation 1 together, in place."""
     count = sum(clip.stop - clip.start for clip in clips)
-    if not count:  # nobody has seen this speaker
+    if not count:  # a speaker without clips in this modality
         return
     centre = sum(frames[clip].sum(axis=0, dtype=np.float64) for clip in clips) / count
     spread = np.sqrt(sum(((frames[clip] - centre) ** 2).sum(axis=0) for clip in clips) / count)

@@ -135,7 +135,7 @@ def test_one_speaker_has_distances_and_no_interval():
     table = compare(target, {"a": _corpus(1, 1)}, resamples=10)
     assert np.isfinite(_values(table, "mmd")["a"]) and np.isnan(_values(table, "proxy_a")["a"])
     assert table["low"].isna().all() and (table["clips"] == 20).all()
-    with pytest.raises(ValueError, match="one speaker; choose by 'mmd'"):
+    with pytest.raises(ValueError, match="one speaker: choose by 'mmd'"):
         choose(target, {"a": _corpus(1, 1)}, 1, "proxy_a")
 
 
@@ -158,9 +158,11 @@ def test_choosing():
 
 def test_what_cannot_be_compared_is_refused():
     target = _corpus(0, 0)
-    with pytest.raises(ValueError, match="no source"):
+    with pytest.raises(ValueError, match="at least 1 corpus, not 0"):
         compare(target, {})
-    with pytest.raises(ValueError, match="'angry' of the target holds 40 clips, not the 41"):
+    with pytest.raises(
+        ValueError, match="'angry' of the target must have 41 labelled clips, not 40"
+    ):
         compare(target, {"a": target}, shots=41)
     with pytest.raises(ValueError, match="at least two clips of each corpus, not 1"):
         compare(target, {"a": _corpus(0, 0)[:1]})

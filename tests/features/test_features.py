@@ -261,16 +261,16 @@ def test_opening_a_large_store_reads_none_of_its_values(tmp_path):
     assert opened[4].shape == (3, 4) and opened[4][:2].all() and not opened[4][2:].any()
     assert np.asarray(opened)[[5]].tolist() == opened[[5]].tolist()
     os.truncate(folder / "values.f32", 100)
-    with pytest.raises(ValueError, match="damaged: expected .* found 100; delete"):
+    with pytest.raises(ValueError, match="must have at least .* not 100; it is damaged: delete"):
         store.read(folder, clips)
 
 
 def test_a_store_tells_what_does_not_fit(tmp_path):
     store.append(tmp_path, {"a": np.zeros((0, 4), np.float32)}, {})
     assert store.read(tmp_path, ["a"])[:].shape == (1, 0, 4)
-    with pytest.raises(ValueError, match="expected 4 channels a frame, came 5"):
+    with pytest.raises(ValueError, match="must have 4 channels per frame, not 5"):
         store.append(tmp_path, {"b": np.zeros((2, 5), np.float32)}, {})
-    with pytest.raises(FileNotFoundError, match="does not hold clip 'b'.*run the same again"):
+    with pytest.raises(FileNotFoundError, match="must hold clip 'b'.*run the same command again"):
         store.read(tmp_path, ["a", "b"])
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(ValueError, match="index.json is damaged .*: delete"):

@@ -250,7 +250,7 @@ def test_what_a_task_does_not_give_is_told(corpus, tmp_path):
     assert "[[transcripts]]" in lacks(task, HashedNgrams())
     assert "[vectors.video]" in lacks(task, make_frontend({"name": "vectors"}, "video"))
     assert "[video]" in lacks(task, VideoFrames())
-    with pytest.raises(ValueError, match="sw_test gives no text to HashedNgrams"):
+    with pytest.raises(ValueError, match="sw_test must have text for HashedNgrams"):
         extract(task, HashedNgrams(), tmp_path)
     with pytest.raises(ValueError, match="front end of text.*'video_frames', which is.*of video"):
         make_frontend({"name": "video_frames"}, "text")
