@@ -21,7 +21,6 @@ from .benchmark import Material as Material
 from .benchmark import source_episodes as source_episodes
 from .episodes import Episode as Episode
 from .episodes import TaskSampler as TaskSampler
-from .episodes import join_same_audio as join_same_audio
 from .episodes import read_manifest as read_manifest
 from .episodes import tensors as tensors
 from .export import to_onnx as to_onnx
@@ -45,6 +44,7 @@ from .report import write as write_report
 from .synthetic import generate as synthesise
 from .tasks import Task as Task
 from .tasks import check_task as check_task
+from .tasks import join_same_audio as join_same_audio
 from .tasks import language_name as language_name
 from .tasks import list_tasks as list_tasks
 from .tasks import read_task as read_task

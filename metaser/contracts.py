@@ -74,9 +74,7 @@ class Method(Protocol):
 
 @runtime_checkable
 class LearningMethod(Method, Protocol):
-    """A method that learns over episodes: an ``nn.Module`` around a ``model``."""
-
-    model: nn.Module
+    """A method that learns over episodes: an ``nn.Module`` whose constructor takes a ``model``."""
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
         """Return the loss of an episode, a scalar (or one per task for a stack of episodes)."""
@@ -244,6 +242,8 @@ class FrontEndTraits:
         What computes, where there is a choice (attribute ``engine``).
     revision : str
         Digest or commit of a pretrained model's weights; empty without one.
+    adapts : bool
+        Whether inner loops change a learnable one (attribute ``adapts``).
     """
 
     modality: Literal["audio", "text", "video"] = "audio"
@@ -254,6 +254,7 @@ class FrontEndTraits:
     as_is: bool = False
     engine: str = ""
     revision: str = ""
+    adapts: bool = True
 
 
 def frontend_traits(frontend: Any) -> FrontEndTraits:
@@ -269,6 +270,7 @@ def frontend_traits(frontend: Any) -> FrontEndTraits:
         rate=None if is_class else getattr(kind, "rate", None),
         engine="" if is_class else getattr(kind, "engine", ""),
         revision="" if is_class else getattr(extracted(kind), "revision", ""),
+        adapts=bool(getattr(kind, "adapts", True)),
     )
 
 

@@ -26,20 +26,18 @@ set()
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from metaser.batch import EpisodeBatch
 from metaser.features.table import Features
-from metaser.tasks.task import Task
+from metaser.files import write_json
+from metaser.tasks.task import Task, require_audio
+from metaser.tasks.task import join_same_audio as join_same_audio
 
 SPEAKERS = ("disjoint", "same", "any")
 """How the speakers of support and query may relate, see `TaskSampler`."""
@@ -154,7 +152,7 @@ class TaskSampler:
                 "an episode must have at least 1 shot and 1 query, not "
                 f"{self.shots} and {self.queries}: ask for more"
             )
-        table = _table(self.task)
+        table = require_audio(self.task).table
         code = {name: index for index, name in enumerate(self.classes)}
         targets = table["emotion"].map(code)
         eligible = targets.notna()
@@ -338,7 +336,7 @@ class SplitSampler:
         key = zlib.crc32(f"{self.task.name}|{self.task.version}|{self.test}".encode())
         rng = np.random.default_rng([self.seed, index, key])
         support, query = [], []
-        table = _table(self.task)
+        table = require_audio(self.task).table
         cliques, emotions = (table[name].to_numpy() for name in ("clique", "emotion"))
         position = rng.permutation(cliques.max() + 1)[cliques]
         parts = [np.flatnonzero(emotions == name) for name in self.classes]
@@ -373,47 +371,6 @@ class SplitSampler:
         )
 
 
-def join_same_audio(task: Task, hashes: np.ndarray) -> Task:
-    """Return the task with clips of identical audio joined into one unit and one clique.
-
-    Parameters
-    ----------
-    task : Task
-        A task whose audio is present.
-    hashes : ndarray of str
-        (clips,) hash of each clip's audio, in the order of the table.
-
-    Returns
-    -------
-    Task
-        The same task, if no two clips have the same audio.
-
-    Examples
-    --------
-    The first and the third clip are one recording, so their speakers count as one:
-
-    >>> import pandas as pd
-    >>> table = pd.DataFrame({"file": ["a.wav", "b.wav", "c.wav"], "speaker": ["p", "q", "r"]})
-    >>> facts = dict.fromkeys(("language", "corpus", "licence", "homepage", "reference"), "")
-    >>> facts |= {"version": 1, "speakers": 3, "utterances": 3, "synthetic": False}
-    >>> table = table.assign(emotion="sad", unit=range(3), clique=range(3))
-    >>> task = Task("xx_toy", folder=Path(), classes=("sad",), table=table, **facts)
-    >>> join_same_audio(task, np.array(["9f", "41", "9f"])).table["unit"].tolist()
-    [0, 1, 0]
-    """
-    content = np.unique(hashes, return_inverse=True)[1]
-    if len(np.unique(content)) == len(content):
-        return task
-    table = _table(task).copy()
-    for column in ("unit", "clique"):
-        groups = table[column].to_numpy()
-        size = groups.max() + 1
-        nodes = size + content.max() + 1
-        edges = coo_array((np.ones(len(groups)), (groups, size + content)), shape=(nodes, nodes))
-        table[column] = connected_components(edges, directed=False)[1][groups]
-    return replace(task, table=table)
-
-
 def digest(task: Task, episodes: Sequence[Episode]) -> str:
     """Return a fingerprint of the clips that episodes draw, in their order.
 
@@ -435,13 +392,14 @@ def digest(task: Task, episodes: Sequence[Episode]) -> str:
 
     >>> from types import SimpleNamespace
     >>> import pandas as pd
+    >>> from dataclasses import replace
     >>> task = SimpleNamespace(table=pd.DataFrame({"file": ["a.wav", "b.wav"]}))
     >>> one, two, targets = np.array([0]), np.array([1]), np.array([0])
     >>> first = Episode("xx_toy", 0, ("sad",), one, two, targets, targets)
     >>> digest(task, [first]), digest(task, [replace(first, support=two, query=one)])
     ('b6df38d39f36f086', '3831348dad71a12c')
     """
-    files = _table(task)["file"].to_numpy()
+    files = require_audio(task).table["file"].to_numpy()
     fingerprint = hashlib.blake2b(digest_size=8)
     for episode in episodes:
         for side in (episode.support, episode.query):
@@ -484,7 +442,7 @@ def write_manifest(path: Path, task: Task, episodes: Sequence[Episode]) -> str:
     >>> manifest["episodes"]
     [{'index': 0, 'classes': ['sad'], 'support': {'a.wav': 'sad'}, 'query': {'b.wav': 'sad'}}]
     """
-    table = _table(task)
+    table = require_audio(task).table
     files, emotions = (table[name].to_numpy() for name in ("file", "emotion"))
 
     def side(rows: np.ndarray) -> dict[str, str]:
@@ -506,9 +464,7 @@ def write_manifest(path: Path, task: Task, episodes: Sequence[Episode]) -> str:
             for episode in episodes
         ],
     }
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_json(path, manifest, indent=1)
     return fingerprint
 
 
@@ -555,7 +511,7 @@ def read_manifest(path: Path, task: Task) -> list[Episode]:
             f"{path} must hold episodes of {task.name} version {task.version}, not of "
             f"{manifest['task']} version {manifest['version']}: write it again for this task"
         )
-    table = _table(task)
+    table = require_audio(task).table
     row = {file: index for index, file in enumerate(table["file"])}
     all_sides = [entry[side] for entry in manifest["episodes"] for side in ("support", "query")]
     missing = [file for side in all_sides for file in side if file not in row]
@@ -616,13 +572,3 @@ def tensors(episode: Episode, features: Features) -> EpisodeBatch:
         support=features.batch(episode.support, episode.support_targets, present),
         query=features.batch(episode.query, episode.query_targets, present),
     )
-
-
-def _table(task: Task) -> pd.DataFrame:
-    """The clips of a task whose audio is present."""
-    if task.table is None:
-        raise ValueError(
-            f"the audio of {task.name} must be present, but it is not: see metaser tasks check "
-            f"{task.name}"
-        )
-    return task.table

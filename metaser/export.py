@@ -89,7 +89,7 @@ class _Flat(nn.Module):
         self.model, self.names = model, names
 
     def modalities(self, tensors: tuple[Tensor, ...]) -> dict[str, Padded]:
-        """The tensors as ``Model`` takes them."""
+        """Return the tensors as ``Model`` takes them."""
         return dict(zip(self.names, map(Padded, tensors[::2], tensors[1::2])))
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def _write(
 
 
 def _inputs(names: list[str]) -> list[str]:
-    """Inputs of the file, in the order of those of ``_Flat``."""
+    """Return the inputs of the file, in the order of those of ``_Flat``."""
     return [key for name in names for key in (name, f"{name}_mask")]
 
 

@@ -44,6 +44,11 @@ def device_of(method) -> torch.device:
     return CPU if first is None else first.device
 
 
+def generators(device: torch.device) -> list[torch.device]:
+    """What ``torch.random.fork_rng`` has to put back besides the processor's generator."""
+    return [device] if device.type == "cuda" else []
+
+
 @contextmanager
 def cpu_threads(number: int) -> Iterator[None]:
     """Have PyTorch use this many threads for a while."""
@@ -65,7 +70,9 @@ def process_group() -> Iterator[None]:
         yield
         return
     distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if distributed.is_nccl_available() else "gloo"
+        "cpu:gloo,cuda:nccl"
+        if distributed.is_nccl_available() and torch.cuda.is_available()
+        else "gloo"
     )
     try:
         yield

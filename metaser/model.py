@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from metaser.batch import Padded, check_modalities
+from metaser.contracts import frontend_traits
 
 BATCH_NORMS = ("refuse", "task", "group")
 """What `settle_batch_norm` can do about running statistics."""
@@ -111,7 +112,7 @@ class Model(nn.Module):
 
         It shares its parameters with this model, under the same names.
         """
-        if self.frontend is None or getattr(self.frontend, "adapts", True):
+        if self.frontend is None or frontend_traits(self.frontend).adapts:
             return self
         body = copy.copy(self)
         body._modules = {**self._modules, "frontend": None}
@@ -155,7 +156,7 @@ def settle_batch_norm(module: nn.Module, how: str) -> None:
 
 
 def _without_history(layer: _NormBase, how: str) -> nn.Module:
-    """A layer without running statistics, with the scale and offset of ``layer``."""
+    """Return a layer without running statistics, with the scale and offset of ``layer``."""
     channels, eps, affine = layer.num_features, layer.eps, layer.affine
     new: nn.Module
     if how == "task" or not isinstance(layer, _BatchNorm):

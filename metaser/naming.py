@@ -94,7 +94,7 @@ def check_arguments(
     >>> def make(channels, width: int = 8): ...
     >>> check_arguments(make, {"widht": 4}, "backbone 'made'", hidden={"channels"})
     Traceback (most recent call last):
-    ValueError: backbone 'made' has no argument 'widht'. Did you mean 'width'? It has width
+    ValueError: an argument of backbone 'made' must be width, not 'widht'. Did you mean 'width'?
     """
     known = parameters(maker, hidden=hidden)
     takes_any = any(
@@ -104,8 +104,8 @@ def check_arguments(
     for key in arguments:
         if key not in known and not takes_any:
             raise ValueError(
-                f"{what} has no argument {key!r}.{nearest(key, known)} "
-                f"It has {', '.join(sorted(known)) or 'none'}"
+                f"an argument of {what} must be {' or '.join(sorted(known)) or 'absent'}, not "
+                f"{key!r}.{nearest(key, known)}"
             )
     wanted = [key for key, value in known.items() if value.default is value.empty]
     missing = [key for key in wanted if key not in arguments]

@@ -262,7 +262,7 @@ def _run_file(place: str, what: str) -> types.ModuleType:
 class _Text:
     """A loader that gives ``inspect`` and tracebacks the source that was run."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str) -> None:
         self.text = text
 
     def get_source(self, _name: str) -> str:

@@ -99,7 +99,7 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _without_nan(value):
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -413,12 +413,12 @@ def _differences(a: ArrayLike, b: ArrayLike) -> Strata:
 
 
 def _shape(strata: Strata) -> tuple[tuple[int, ...], ...]:
-    """Number of episodes per target and seed."""
+    """Return the number of episodes per target and seed."""
     return tuple(tuple(seed.size for seed in target) for target in strata)
 
 
 def _size(strata: Strata) -> int:
-    """Number of scores over all targets and seeds."""
+    """Return the number of scores over all targets and seeds."""
     return sum(map(sum, _shape(strata)))
 
 

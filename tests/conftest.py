@@ -26,6 +26,14 @@ def _torch_draws() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """A CUDA GPU; without one the test is skipped, visibly."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU, and a PyTorch that is built for it")
+    return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
 def corpora() -> Path:
     """Data root with real corpora; without one the test is skipped, visibly."""
     root = Path(os.environ.get("METASER_DATA") or SHARED / "corpora")

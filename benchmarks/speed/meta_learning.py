@@ -18,7 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib import metadata
@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from metaser.backbones import MLP, Recurrent
 from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.machine import device_of
 from metaser.methods.learn2learn import maml as learn2learn_maml
 from metaser.methods.maml import MAML
 from metaser.model import Model
@@ -43,7 +44,8 @@ from metaser.training.meta_batch import MetaBatch
 ORDERS = ("first", "second")
 WAYS, SHOTS, QUERIES = 4, 5, 15
 RATE = 1 / 16  # exact in every floating-point format
-MATRIX = 1024  # side of the matrices whose product tells the machine's peak
+MATRIX = {"cpu": 1024, "cuda": 8192}
+"""Side of the matrices whose product tells the peak of a processor or GPU."""
 
 Run = Callable[[list[EpisodeBatch]], object]
 """Adds the gradient of the mean query loss of some episodes to ``.grad`` of the parameters."""
@@ -116,13 +118,13 @@ class Net:
     stock: Callable[[], nn.Module] | None = None
     """The same backbone without MetaSER's own layers, for the others; if it has such layers."""
 
-    def model(self, stock: bool) -> Model:
+    def model(self, stock: bool, device: str) -> Model:
         """The same parameters each time."""
         torch.manual_seed(0)
         backbone = self.stock if stock and self.stock else self.backbone
-        return Model(backbone(), WAYS, self.hidden)
+        return Model(backbone(), WAYS, self.hidden).to(device)
 
-    def episodes(self, count: int, frames: int | None = None) -> list[EpisodeBatch]:
+    def episodes(self, count: int, device: str, frames: int | None = None) -> list[EpisodeBatch]:
         """The same random episodes each time."""
         generator = torch.Generator().manual_seed(1)
 
@@ -134,7 +136,7 @@ class Net:
             targets = torch.arange(WAYS).repeat_interleave(shots)
             return Batch({"audio": audio}, targets, torch.ones(WAYS, dtype=torch.bool))
 
-        return [EpisodeBatch(batch(SHOTS), batch(QUERIES)) for _ in range(count)]
+        return [EpisodeBatch(batch(SHOTS), batch(QUERIES)).to(device) for _ in range(count)]
 
 
 NETS = {
@@ -246,7 +248,7 @@ def parallel_metalearn(model: Model, steps: int, second_order: bool, back_end: s
             self.model = model
 
         def forward(self, values: Tensor, **_) -> dict[str, Tensor]:
-            mask = torch.ones(values.shape[:2], dtype=torch.bool)
+            mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
             return {"logits": self.model({"audio": Padded(values, mask)})}
 
         def get_fast_weights(self) -> OrderedDict:
@@ -262,7 +264,7 @@ def parallel_metalearn(model: Model, steps: int, second_order: bool, back_end: s
         support_loss_fn=CrossEntropy(metric_fn=CategoricalAccuracy()),
         inner_steps=steps,
         backend=back_end,
-        device=torch.device("cpu"),
+        device=device_of(model),
     )
 
     def side(batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -331,10 +333,24 @@ class Cell:
     meta_batch: int
     steps: int
 
-    def start(self, contender: str) -> tuple[Model, Run]:
+    def start(self, contender: str, device: str) -> tuple[Model, Run]:
         """A fresh model, and the contender that works on it."""
-        model = NETS[self.net].model(stock=not contender.startswith("metaser"))
-        return model, CONTENDERS[contender](model, self.steps, self.order == "second")
+        stock = not contender.startswith("metaser")
+        model = NETS[self.net].model(stock, device)
+        run = CONTENDERS[contender](model, self.steps, self.order == "second")
+        if stock and NETS[self.net].stock and self.order == "second":
+            return model, without_cudnn(run)
+        return model, run
+
+
+def without_cudnn(run: Run) -> Run:
+    """What PyTorch asks for, as cuDNN's recurrent layers have no second derivative."""
+
+    def run_without(episodes: list[EpisodeBatch]) -> None:
+        with torch.backends.cudnn.flags(enabled=False):
+            run(episodes)
+
+    return run_without
 
 
 @contextmanager
@@ -357,29 +373,29 @@ def brief(error: BaseException) -> str:
 
 
 @cache
-def gradient(contender: str, net: str, order: str, dtype: torch.dtype) -> Tensor:
+def gradient(contender: str, net: str, order: str, dtype: torch.dtype, device: str) -> Tensor:
     """The meta-gradient of two short episodes after two steps, all parameters in one vector."""
     with precision(dtype):
-        model, run = Cell(net, order, meta_batch=2, steps=2).start(contender)
-        run(NETS[net].episodes(2, frames=min(NETS[net].frames, 24)))
+        model, run = Cell(net, order, meta_batch=2, steps=2).start(contender, device)
+        run(NETS[net].episodes(2, device, frames=min(NETS[net].frames, 24)))
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 @cache
-def distance(contender: str, net: str, order: str, dtype: torch.dtype) -> float:
+def distance(contender: str, net: str, order: str, dtype: torch.dtype, device: str) -> float:
     """How far a contender's gradient is from the plain loop's, relative to its norm."""
-    expected = gradient("plain", net, order, dtype)
-    return float((gradient(contender, net, order, dtype) - expected).norm() / expected.norm())
+    expected, found = (gradient(c, net, order, dtype, device) for c in ("plain", contender))
+    return float((found - expected).norm() / expected.norm())
 
 
 @cache
-def failure(contender: str, net: str, order: str) -> str | None:
+def failure(contender: str, net: str, order: str, device: str = "cpu") -> str | None:
     """Why a contender cannot take part: it is absent, fails, or gives another gradient."""
     single = 0.3 if contender == MIXED else 1e-3
     for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, single)):
         try:
-            off = distance(contender, net, order, dtype)
+            off = distance(contender, net, order, dtype, device)
         except Exception as error:
             return brief(error)
         if not off <= tolerance:
@@ -394,31 +410,40 @@ def flops(net: str, order: str, steps: int) -> int:
     Counted on the plain loop in float64, where the LSTM is made of products that are counted.
     """
     with precision(torch.float64):
-        _, run = Cell(net, order, 1, steps).start("plain")
-        episodes = NETS[net].episodes(1)
+        _, run = Cell(net, order, 1, steps).start("plain", "cpu")
+        episodes = NETS[net].episodes(1, "cpu")
         with FlopCounterMode(display=False) as counter:
             run(episodes)
     return counter.get_total_flops()
 
 
 def seconds(work: Callable[[], object], repeats: int = 1) -> float:
-    """Wall-clock time of one call."""
+    """Wall-clock time of one call, until a GPU has done its part, too."""
     start = time.perf_counter()
     for _ in range(repeats):
         work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return (time.perf_counter() - start) / repeats
 
 
-def matrix_peak() -> float:
+def matrix_peak(device: str) -> float:
     """Floating-point operations a second of a large matrix product, the best of three."""
-    a, b = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
-    return 2 * MATRIX**3 / min(seconds(partial(torch.mm, a, b)) for _ in range(3))
+    side = MATRIX[device]
+    a, b = torch.rand(2, side, side, device=device)
+    return 2 * side**3 / min(seconds(partial(torch.mm, a, b)) for _ in range(3))
 
 
-def limit_memory(gigabytes: float) -> None:
-    """Let an allocation fail that would take the process above this."""
-    size = int(gigabytes * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+def set_up(options: argparse.Namespace) -> None:
+    """Have a process compute as asked, and an allocation fail that would be beyond the limit."""
+    torch.set_num_threads(options.threads)
+    size = int(options.memory_limit * 2**30)
+    if options.device == "cpu":
+        resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+        return
+    torch.backends.cudnn.allow_tf32 = False  # single precision is the same for all
+    share = size / torch.cuda.get_device_properties(options.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(share, 1.0))
 
 
 def status(key: str) -> int:
@@ -427,15 +452,20 @@ def status(key: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
-def peak_memory(cell: Cell, contender: str, threads: int, limit: float) -> int:
-    """Bytes of main memory that one meta-gradient takes at its peak; run in its own process."""
-    torch.set_num_threads(threads)
-    limit_memory(limit)
-    model, run = cell.start(contender)
-    episodes = NETS[cell.net].episodes(2 if contender in ONE_BY_ONE else cell.meta_batch)
+def peak_memory(cell: Cell, contender: str, options: argparse.Namespace) -> int:
+    """Bytes that one meta-gradient takes at its peak; of main memory, in its own process."""
+    set_up(options)
+    model, run = cell.start(contender, options.device)
+    count = 2 if contender in ONE_BY_ONE else cell.meta_batch
+    episodes = NETS[cell.net].episodes(count, options.device)
     run(episodes if contender == COMPILED else episodes[:1])  # loads what is loaded once
     model.zero_grad()
     gc.collect()
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(episodes)
+        return torch.cuda.max_memory_allocated() - before
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
     before = status("VmRSS")
@@ -446,7 +476,7 @@ def peak_memory(cell: Cell, contender: str, threads: int, limit: float) -> int:
 def own_process() -> ProcessPoolExecutor:
     """One process that has imported the same and done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metaser.methods.meta_batch", "torch.utils.flop_counter"])
+    context.set_forkserver_preload(["metaser.training.meta_batch", "torch.utils.flop_counter"])
     return ProcessPoolExecutor(1, mp_context=context)
 
 
@@ -454,12 +484,12 @@ turns: list[Callable[[], float]] = []
 """What times the contender whose process this is."""
 
 
-def prepare(cell: Cell, contender: str, threads: int, limit: float, budget: float) -> float:
+def prepare(cell: Cell, contender: str, options: argparse.Namespace) -> float:
     """Warm a contender up in its own process; return its first call's seconds."""
-    torch.set_num_threads(threads)
-    limit_memory(limit)
-    model, run = cell.start(contender)
-    episodes = NETS[cell.net].episodes(cell.meta_batch)
+    set_up(options)
+    model, run = cell.start(contender, options.device)
+    episodes = NETS[cell.net].episodes(cell.meta_batch, options.device)
+    budget = options.seconds
 
     def work() -> None:
         model.zero_grad()
@@ -473,7 +503,7 @@ def prepare(cell: Cell, contender: str, threads: int, limit: float, budget: floa
         if contender in ONE_BY_ONE:
             del episodes[max(1, round(budget / each)) :]
         slow = each * len(episodes) > 20 * budget
-    repeats = 1 if slow else max(1, round(budget / seconds(work)))
+    repeats = 1 if slow else max(1, round(budget / min(seconds(work), seconds(work))))
     turns.append(lambda: seconds(work, repeats) / len(episodes))
     return first
 
@@ -486,29 +516,30 @@ def take_turn() -> float:
 def measure(cell: Cell, contenders: list[str], options: argparse.Namespace) -> dict:
     """Time the contenders in turns, round by round; also the matrix product."""
     rows, processes, peaks = {}, {}, []
-    common = (options.threads, options.memory_limit)
+    net, order, device = cell.net, cell.order, options.device
     with ExitStack() as stack:
         for name in contenders:
-            row = rows[name] = {"failure": failure(name, cell.net, cell.order)}
+            row = rows[name] = {"failure": failure(name, net, order, device)}
             try:
-                if row["failure"] is None and options.memory:
-                    with own_process() as process:
-                        row["memory"] = process.submit(peak_memory, cell, name, *common).result()
                 if row["failure"] is None:
-                    row["off"] = distance(name, cell.net, cell.order, torch.float32)
+                    row["off"] = distance(name, net, order, torch.float32, device)
                     process = stack.enter_context(own_process())
-                    first = process.submit(prepare, cell, name, *common, options.seconds)
+                    if options.memory:  # a GPU's is told by PyTorch, in any process
+                        fresh = own_process() if device == "cpu" else nullcontext(process)
+                        with fresh as apart:
+                            row["memory"] = apart.submit(peak_memory, cell, name, options).result()
+                    first = process.submit(prepare, cell, name, options)
                     row["first_call"], row["seconds"] = first.result(), []
                     processes[name] = process
             except Exception as error:
                 row["failure"] = brief(error)
         for _ in range(options.rounds):
-            peaks.append(matrix_peak())
+            peaks.append(matrix_peak(device))
             for name, process in processes.items():
                 rows[name]["seconds"].append(process.submit(take_turn).result())
     return {
         "cell": asdict(cell),
-        "flops": flops(cell.net, cell.order, cell.steps),
+        "flops": flops(net, order, cell.steps),
         "matrix_peak": peaks,
         "contenders": rows,
     }
@@ -517,7 +548,7 @@ def measure(cell: Cell, contenders: list[str], options: argparse.Namespace) -> d
 # Reporting.
 
 
-def machine(threads: int) -> dict[str, str | int]:
+def machine(options: argparse.Namespace) -> dict[str, str | int]:
     """What the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -527,12 +558,14 @@ def machine(threads: int) -> dict[str, str | int]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
+    gpu = {"GPU": torch.cuda.get_device_name()} if options.device == "cuda" else {}
     return {
+        **gpu,
         "processor": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "memory GB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-        "threads": threads,
+        "threads": options.threads,
         "Python": platform.python_version(),
         **versions,
     }
@@ -593,16 +626,18 @@ def report(results: list[dict]) -> str:
     conditions = ["net", "order", "meta-batch", "steps"]
     about = ", ".join(f"{key} {value}" for key, value in results[0]["machine"].items())
     peak = median(p for result in results for p in result["matrix_peak"])
+    device = "cuda" if "GPU" in results[0]["machine"] else "cpu"
+    side, where = MATRIX[device], "GPU" if device == "cuda" else "main"
     return "\n\n".join(
         [
             f"Machine: {about}; {peak / 1e9:.0f} GFLOP/s in a float32 product of two "
-            f"{MATRIX} x {MATRIX} matrices, median of all cells.",
+            f"{side} x {side} matrices, median of all cells.",
             "Episodes per second as a multiple of learn2learn's in the same rounds, median of "
             f"{min(len(result['matrix_peak']) for result in results)} rounds or more:",
             table([*conditions, *names], glance),
-            "All figures. Memory is the main memory that one meta-gradient takes at its peak; the "
-            "share is that of the matrix product's speed, which ran in the same rounds; the last "
-            "column is how far the gradient is from the plain loop's, in float32:",
+            f"All figures. Memory is the {where} memory that one meta-gradient takes at its peak; "
+            "the share is that of the matrix product's speed, which ran in the same rounds; the "
+            "last column is how far the gradient is from the plain loop's, in float32:",
             table(
                 [
                     *conditions,
@@ -641,6 +676,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help=f"also time {COMPILED}")
     parser.add_argument("--rounds", type=int, default=5, help="fewer only to try it")
     parser.add_argument("--seconds", type=float, default=0.1, help="a contender and round")
+    parser.add_argument("--device", choices=MATRIX, default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--memory-limit", type=float, default=8, help="GB, of a contender")
@@ -658,9 +694,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure the cells that are not there yet, then print the report of all."""
     options = arguments()
-    torch.set_num_threads(options.threads)
-    limit_memory(options.memory_limit)
-    here = {**machine(options.threads), "rounds": options.rounds}
+    set_up(options)
+    here = {**machine(options), "rounds": options.rounds}
     results = read(options.out)
     if any(result["machine"] != here for result in results):
         raise SystemExit(f"{options.out} was measured elsewhere or otherwise: choose another --out")

@@ -10,19 +10,19 @@ from metaser.batch import Padded
 class GatedRecurrent(nn.Module):
     """Bidirectional GRU; the embedding is the mean of its states, weighted by attention.
 
-    The defaults are the encoder of words of the paper, which reads text; here it reads frames.
+    The defaults are those of the paper's word encoder, which reads words; here it reads frames.
 
     Parameters
     ----------
     channels : int
         Channels of the front end.
     hidden : int
-        Units of each direction.
+        Units per direction.
     layers : int
         GRU layers.
     pool : int
-        Neighbouring frames, at least 1, whose mean is one step of the GRU: steps take time, and
-        emotion changes more slowly than frames do.
+        Neighbouring frames, at least 1, whose mean is one step of the GRU. Fewer steps are faster,
+        and emotion changes more slowly than frames do.
 
     Raises
     ------
@@ -34,7 +34,7 @@ class GatedRecurrent(nn.Module):
     Yang et al., "Hierarchical Attention Networks for Document Classification", NAACL 2016.
     """
 
-    def __init__(self, channels: int, hidden: int = 50, layers: int = 1, pool: int = 4):
+    def __init__(self, channels: int, hidden: int = 50, layers: int = 1, pool: int = 4) -> None:
         check_at_least(1, pool=pool)
         super().__init__()
         self.channels = {"audio": channels}
@@ -47,4 +47,5 @@ class GatedRecurrent(nn.Module):
         """Return embeddings (clips, dim); 0 for a clip without real frames."""
         audio = shortened(audio, self.pool)
         states = recurrent(self.gru, audio.values, audio.mask)
-        return self.attention(states, states, audio.mask)
+        embeddings: Tensor = self.attention(states, states, audio.mask)
+        return embeddings

@@ -1,4 +1,4 @@
-"""Layers that backbones share."""
+"""Layers and checks that backbones share."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from metaser.batch import Padded
 
 
 def statistics_pooling(values: Tensor, mask: Tensor) -> Tensor:
-    """Maximum, mean and standard deviation over the real frames.
+    """Return maximum, mean and standard deviation over the real frames.
 
     Parameters
     ----------
@@ -21,50 +21,91 @@ def statistics_pooling(values: Tensor, mask: Tensor) -> Tensor:
     Tensor
         (clips, 3 x channels); 0 for a clip without real frames.
     """
-    there = mask.any(dim=-1, keepdim=True)
+    not_empty = mask.any(dim=-1, keepdim=True)
     mask = mask.unsqueeze(1)
     count = mask.sum(dim=-1).clamp(min=1)
     top = values.masked_fill(~mask, float("-inf")).amax(dim=-1)
     mean = (values * mask).sum(dim=-1) / count
     variance = ((values - mean.unsqueeze(-1)).square() * mask).sum(dim=-1) / count
-    # The square root has no finite slope at 0, where a channel that is silent in a clip sits.
-    return torch.cat([top, mean, (variance + 1e-5).sqrt()], dim=-1).masked_fill(~there, 0)
+    # The square root has no finite slope at 0, the variance of a channel that is constant.
+    return torch.cat([top, mean, (variance + 1e-5).sqrt()], dim=-1).masked_fill(~not_empty, 0)
 
 
 def check_at_least(least: int, **values: int) -> None:
-    """Refuse sizes that are too small, by name."""
+    """Refuse sizes that are below ``least``.
+
+    Parameters
+    ----------
+    least : int
+        The smallest size allowed.
+    **values : int
+        Sizes by the names of their arguments.
+
+    Raises
+    ------
+    ValueError
+        If one is too small; the message names it.
+    """
     for name, value in values.items():
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 def audio_and_text(channels: int | dict[str, int]) -> dict[str, int]:
-    """Channels by modality, audio first, for a backbone of audio that may read text, too.
+    """Return channels by modality, audio first, for a backbone of audio that may also read text.
+
+    Parameters
+    ----------
+    channels : int or dict of str to int
+        Channels of "audio", and of "text" if it is read; an int is for audio alone.
+
+    Returns
+    -------
+    dict of str to int
+        The channels of "audio", then of "text" if it is read.
 
     Raises
     ------
     ValueError
-        If audio is not among them, or something else is.
+        If audio is missing, or there is a modality besides audio and text.
     """
     channels = {"audio": channels} if isinstance(channels, int) else channels
     if "audio" not in channels or not set(channels) <= {"audio", "text"}:
-        raise ValueError(f"channels must name audio, and may name text, not {list(channels)}")
+        raise ValueError(
+            f"channels must name audio, and may name text, not {list(channels)}: "
+            "name audio, or audio and text"
+        )
     return {name: channels[name] for name in ("audio", "text") if name in channels}
 
 
 def text_beside(audio: Padded, text: Padded | None, channels: dict[str, int]) -> Padded | None:
-    """The text that goes with the audio: nothing real where there is none, None for audio alone.
+    """Return the text of the clips, for a backbone that may read text next to audio.
+
+    Parameters
+    ----------
+    audio : Padded
+        The audio of the clips.
+    text : Padded or None
+        Their text, if there is any.
+    channels : dict of str to int
+        Channels of the modalities that the backbone reads.
+
+    Returns
+    -------
+    Padded or None
+        None if the backbone does not read text; one frame that is not real for every clip if it
+        does, but ``text`` is None.
 
     Raises
     ------
     ValueError
-        If there is text, but ``channels`` has none.
+        If there is text, but the backbone does not read it.
     """
     if "text" not in channels:
         if text is not None:
             raise ValueError(
-                "this backbone was made for audio alone, but text came: give it the channels of "
-                "both, {'audio': …, 'text': …}, or leave the text out"
+                "text must not go to a backbone that was made for audio alone, but text came: give "
+                "it the channels of both, {'audio': …, 'text': …}, or leave the text out"
             )
         return None
     if text is not None:
@@ -74,7 +115,20 @@ def text_beside(audio: Padded, text: Padded | None, channels: dict[str, int]) ->
 
 
 def shortened(padded: Padded, pool: int) -> Padded:
-    """Means of every ``pool`` neighbouring frames; of fewer, where a clip ends."""
+    """Return the means of every ``pool`` neighbouring frames; of fewer at the end of a clip.
+
+    Parameters
+    ----------
+    padded : Padded
+        (clips, frames, channels).
+    pool : int
+        At least 1; 1 changes nothing.
+
+    Returns
+    -------
+    Padded
+        (clips, frames / pool rounded up, channels).
+    """
     if pool == 1:
         return padded
     frames = padded.mask.shape[-1]
@@ -88,14 +142,27 @@ def shortened(padded: Padded, pool: int) -> Padded:
 
 
 def last_state(states: Tensor, mask: Tensor) -> Tensor:
-    """State (clips, dim) at the last real frame of (clips, frames, dim); 0 where there is none."""
+    """Return the state at the last real frame of each clip.
+
+    Parameters
+    ----------
+    states : Tensor
+        (clips, frames, dim).
+    mask : Tensor
+        (clips, frames) bool; real frames come first.
+
+    Returns
+    -------
+    Tensor
+        (clips, dim); 0 for a clip without real frames.
+    """
     last = (mask.sum(dim=1) - 1).clamp(min=0)
     states = states[torch.arange(states.shape[0], device=states.device), last]
     return states * mask.any(dim=1, keepdim=True)
 
 
 def attend(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the real frames, weighted by the softmax of their scores.
+    """Return the mean of the real frames, weighted by the softmax of their scores.
 
     Parameters
     ----------
@@ -118,13 +185,36 @@ def attend(scores: Tensor, values: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the real frames of (clips, frames, dim), (clips, dim); 0 where there is none."""
+    """Return the mean of the real frames.
+
+    Parameters
+    ----------
+    values : Tensor
+        (clips, frames, dim).
+    mask : Tensor
+        (clips, frames) bool.
+
+    Returns
+    -------
+    Tensor
+        (clips, dim); 0 for a clip without real frames.
+    """
     mask = mask.unsqueeze(-1)
     return (values * mask).sum(dim=-2) / mask.sum(dim=-2).clamp(min=1)
 
 
 def with_positions(values: Tensor) -> Tensor:
-    """Frames (clips, frames, dim) plus sines and cosines of their place, dim being even.
+    """Add sines and cosines of their place to frames.
+
+    Parameters
+    ----------
+    values : Tensor
+        (clips, frames, dim); dim is even.
+
+    Returns
+    -------
+    Tensor
+        (clips, frames, dim).
 
     References
     ----------
@@ -138,7 +228,7 @@ def with_positions(values: Tensor) -> Tensor:
 
 
 class AttentionPooling(nn.Module):
-    """Weighted mean of states; a state with key x weighs exp(u . tanh(W x + b)).
+    """Weighted mean of states; the weight of a state with key x is exp(u . tanh(W x + b)).
 
     Parameters
     ----------
@@ -152,7 +242,7 @@ class AttentionPooling(nn.Module):
     Yang et al., "Hierarchical Attention Networks for Document Classification", NAACL 2016.
     """
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(channels, hidden)
         self.score = nn.Linear(hidden, 1, bias=False)

@@ -1,4 +1,4 @@
-"""Dense layers on the mean frame: for front ends that give one vector a clip."""
+"""Dense layers on the mean frame: for front ends that give one vector per clip."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from metaser.batch import Padded
 
 MODALITIES = ("audio", "text", "video")
+"""What the network can read, in the order of its inputs."""
 
 
 class MLP(nn.Module):
-    """Multilayer perceptron with ReLU, on the mean frames of all modalities side by side.
+    """Multilayer perceptron with ReLU, on the concatenated mean frames of all modalities.
 
-    A modality that a clip lacks is 0, which is the mean of normalised features.
+    A modality that a clip lacks is 0, the mean of normalised features.
 
     Parameters
     ----------
@@ -35,11 +36,14 @@ class MLP(nn.Module):
         channels: int | dict[str, int],
         hidden: Sequence[int] = (128, 128),
         dropout: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         channels = {"audio": channels} if isinstance(channels, int) else channels
         if not channels or not set(channels) <= set(MODALITIES):
-            raise ValueError(f"channels must name some of {MODALITIES}, not {list(channels)}")
+            raise ValueError(
+                f"channels must name some of {MODALITIES}, not {list(channels)}: "
+                "give at least one of them, and no other"
+            )
         self.channels = channels
         self.names = [name for name in MODALITIES if name in channels]
         widths = [sum(channels.values()), *hidden]
@@ -58,13 +62,14 @@ class MLP(nn.Module):
         Raises
         ------
         ValueError
-            If the modalities are others than those of ``channels``.
+            If the modalities are not those of ``channels``.
         """
         given = {"audio": audio, "text": text, "video": video}
         means = {name: padded.mean() for name, padded in given.items() if padded is not None}
         if list(means) != self.names:
             raise ValueError(
-                f"this backbone needs {' and '.join(self.names)}, as its channels say, "
-                f"but the task gives {' and '.join(means) or 'nothing'}"
+                f"this backbone must get {' and '.join(self.names)}, as its channels say, "
+                f"not {' and '.join(means) or 'nothing'}: choose front ends for these modalities"
             )
-        return self.layers(torch.cat([means[name] for name in self.names], dim=-1))
+        embeddings: Tensor = self.layers(torch.cat([means[name] for name in self.names], dim=-1))
+        return embeddings

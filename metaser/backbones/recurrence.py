@@ -42,7 +42,7 @@ def recurrent(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
         return _exportable(module, values, mask)
     stock = torch.backends.cudnn.enabled and not torch.compiler.is_compiling()
     if stock and not module.bidirectional:  # the reverse direction would start in the padding
-        return module(values)[0]
+        return _stock(module, values)
     layer = _lstm if isinstance(module, nn.LSTM) else _gru
     sequence = values.transpose(0, 1).to(module.weight_ih_l0.dtype)  # others may come from autocast
     for index in range(module.num_layers):
@@ -57,15 +57,31 @@ def recurrent(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
     return sequence.transpose(0, 1)
 
 
+def _stock(module: nn.LSTM | nn.GRU, values: Tensor) -> Tensor:
+    """By the module itself, on a GPU always as in training.
+
+    Adapting takes gradients in evaluation, and cuDNN keeps what they need in training alone. As
+    there is no dropout, nothing else differs.
+    """
+    if module.training or not values.is_cuda:
+        return module(values)[0]
+    names = [f"l{index}" for index in range(module.num_layers)]
+    parameters = [value for name in names for value in _parameters(module, name)]
+    kernel, start = _kernel(module, values.new_zeros(len(names), len(values), module.hidden_size))
+    return kernel(values, start, parameters, True, len(names), 0.0, True, False, True)[0]
+
+
+def _kernel(module: nn.LSTM | nn.GRU, state: Tensor) -> tuple:
+    """PyTorch's function for a kind of layer, and the initial state as it takes it."""
+    return (torch.lstm, (state, state)) if isinstance(module, nn.LSTM) else (torch.gru, state)
+
+
 def _exportable(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
     """By PyTorch's kernels, which ONNX knows; one direction at a time, as theirs begin in padding.
 
     The initial state is said, because the exporter would fix its number of clips.
     """
-    lstm = isinstance(module, nn.LSTM)
-    kernel = torch.lstm if lstm else torch.gru
-    state = values.new_zeros(1, values.shape[0], module.hidden_size)
-    start = (state, state) if lstm else state
+    kernel, start = _kernel(module, values.new_zeros(1, values.shape[0], module.hidden_size))
 
     def run(sequence: Tensor, suffix: str) -> Tensor:
         return kernel(

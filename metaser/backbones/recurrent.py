@@ -18,11 +18,11 @@ class Recurrent(nn.Module):
     channels : int
         Channels of the front end.
     hidden : int
-        Units a layer.
+        Units per layer.
     layers : int
         LSTM layers.
     pool : int
-        Neighbouring frames, at least 1, whose mean is one step of the LSTM; steps take time.
+        Neighbouring frames, at least 1, whose mean is one step of the LSTM; fewer steps are faster.
 
     Raises
     ------
@@ -34,7 +34,7 @@ class Recurrent(nn.Module):
     Chopra et al., "Meta-Learning for Low-Resource Speech Emotion Recognition", ICASSP 2021.
     """
 
-    def __init__(self, channels: int, hidden: int = 128, layers: int = 2, pool: int = 1):
+    def __init__(self, channels: int, hidden: int = 128, layers: int = 2, pool: int = 1) -> None:
         check_at_least(1, pool=pool)
         super().__init__()
         self.channels = {"audio": channels}

@@ -11,25 +11,25 @@ from metaser.batch import Padded
 
 
 class ResNet18(nn.Module):
-    """Pairs of small convolutions, each added to what came in; stages halve frames and bands.
+    """Pairs of small convolutions, each added to its input; stages halve frames and bands.
 
     The network sees the frames as a picture of one colour, frames x channels. The first convolution
-    is 3 x 3 and keeps the size, unless ``stride`` is above 1, as does the first stage; every later
-    stage halves both sides. The mean over what is left of frames and bands is the embedding. Unlike
-    the paper, BatchNorm, whose statistics would leak from one episode into the next, gives way to
-    ``ClipNorm``, GroupNorm of one group without padding.
+    is 3 x 3 and keeps the size, unless ``stride`` is above 1. The first stage keeps it, too; every
+    later stage halves both sides. The embedding is the mean over the remaining frames and bands.
+    Unlike in the paper, ``ClipNorm`` replaces BatchNorm, whose statistics would leak from one
+    episode into the next.
 
-    The widths of the paper are (64, 128, 256, 512), two blocks a stage: 18 layers with the head.
+    The paper has the widths (64, 128, 256, 512) and two blocks per stage: 18 layers with the head.
 
     Parameters
     ----------
     channels : int
-        Channels of the front end, best in the order of their frequency. Any number fits: the
-        parameters do not depend on it.
+        Channels of the front end, best in the order of their frequency. Any number is possible:
+        the parameters do not depend on it.
     widths : sequence of int
-        Channels of the maps, one entry a stage.
+        Channels of the maps, one entry per stage.
     blocks : int
-        Pairs of convolutions in each stage, at least 1.
+        Pairs of convolutions per stage, at least 1.
     stride : int
         Step of the first convolution along both sides, at least 1; the paper's is 1.
 
@@ -51,7 +51,7 @@ class ResNet18(nn.Module):
         widths: Sequence[int] = (8, 16, 32, 64),
         blocks: int = 1,
         stride: int = 1,
-    ):
+    ) -> None:
         check_at_least(1, widths=len(widths), blocks=blocks, stride=stride)
         super().__init__()
         self.channels = {"audio": channels}
@@ -75,9 +75,17 @@ class ResNet18(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions, and a shortcut around them that fits their size."""
+    """Two 3 x 3 convolutions, and a shortcut around them to the same size.
 
-    def __init__(self, before: int, after: int, stride: int):
+    Parameters
+    ----------
+    before, after : int
+        Channels of the input and of the output.
+    stride : int
+        Step of the first convolution along both sides.
+    """
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
         self.first = Convolution(before, after, 3, stride)
         self.second = nn.Conv2d(after, after, 3, padding=1, bias=False)

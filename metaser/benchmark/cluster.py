@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from joblib import parallel_config
 
@@ -32,7 +33,7 @@ def workplace(scheduler: str, jobs: int) -> Iterator[tuple[dict, Callable]]:
 
 
 @contextmanager
-def _dask(address: str):
+def _dask(address: str) -> Iterator[tuple[Any, Callable]]:
     """Yield joblib's backend for a Dask cluster, and what hands it large data once."""
     try:
         import dask
@@ -88,12 +89,12 @@ async def _shake_hands(address: str) -> None:
     await comm.close()
 
 
-def _heed_errors(backend) -> None:
+def _heed_errors(backend: Any) -> None:
     """Hand joblib the error of a job that Dask gave up; joblib 1.6 would wait for it for ever."""
     submit = backend.submit
 
-    def heeding(work, callback):
-        def tell(job) -> None:
+    def heeding(work: Callable, callback: Callable) -> Any:
+        def tell(job: Any) -> None:
             if job.exception():
                 callback(CancelledError(str(job.exception())))
 
@@ -105,7 +106,7 @@ def _heed_errors(backend) -> None:
 
 
 @contextmanager
-def _ray(address: str):
+def _ray(address: str) -> Iterator[Any]:
     """Yield joblib's backend for a Ray cluster."""
     try:
         import ray

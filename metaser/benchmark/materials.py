@@ -9,13 +9,12 @@ from joblib import cpu_count
 
 from metaser.batch import Batch
 from metaser.benchmark.plan import Job
-from metaser.episodes import join_same_audio
 from metaser.features.extraction import audio_contents, extract
 from metaser.features.table import Features, normalise
 from metaser.files import Places
 from metaser.protocol.build import Settled, training_situations
 from metaser.recording import Situation
-from metaser.tasks.task import Task
+from metaser.tasks.task import Task, join_same_audio
 
 
 def count_domains(tasks: Sequence[Task]) -> dict[str, int]:
@@ -24,7 +23,7 @@ def count_domains(tasks: Sequence[Task]) -> dict[str, int]:
 
 
 def number_domains(tasks: Sequence[Task]) -> list[dict[str, np.ndarray]]:
-    """Number the speaker and the corpus of every clip.
+    """Give the speaker and the corpus of every clip a number.
 
     Returns
     -------

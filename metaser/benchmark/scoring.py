@@ -15,7 +15,6 @@ from metaser.episodes import (
     SplitSampler,
     TaskSampler,
     digest,
-    join_same_audio,
     tensors,
     write_manifest,
 )
@@ -23,7 +22,7 @@ from metaser.files import Places
 from metaser.machine import device_of
 from metaser.protocol.schema import Protocol, Setup
 from metaser.rows import now
-from metaser.tasks.task import Task, read_task, require_audio, restrict
+from metaser.tasks.task import Task, join_same_audio, read_task, require_audio, restrict
 from metaser.version import version
 
 

@@ -1,9 +1,9 @@
-"""Which clips of a new language to label first, from their sound alone.
+"""Choose which clips of a new language to label first, by their sound alone.
 
-Distances are Euclidean in standardised features. None of these functions sees a label.
+Distances are Euclidean, between standardised features. None of these functions sees a label.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,27 +19,33 @@ def at_random(
     values: np.ndarray,
     count: int,
     rng: np.random.Generator,
-    speakers: Sequence | None = None,
+    speakers: Sequence[Hashable] | None = None,
     labelled: Sequence[int] = (),
 ) -> np.ndarray:
-    """Draw clips at random; from all speakers equally often where speakers are given.
+    """Choose clips at random; equally many of each speaker where speakers are given.
 
     Parameters
     ----------
     values : ndarray of float, shape (clips, channels)
         Standardised features, see `standardise`.
     count : int
-        Clips to choose, 1 to the number of clips that are not labelled.
+        Number of clips to choose, from 1 to the number of clips without a label.
     rng : numpy.random.Generator
+        Source of random numbers.
     speakers : sequence, optional
-        Who speaks each clip.
+        Speaker of each clip.
     labelled : sequence of int
-        Rows that were chosen before, and are not chosen again.
+        Rows of the clips that have a label; they are not chosen again.
 
     Returns
     -------
     ndarray of int, shape (count,)
         Rows in the order of choice; a smaller choice is not always a part of a larger one.
+
+    Raises
+    ------
+    ValueError
+        If `count` is out of range.
     """
     _check(values, count, labelled)
     place = rng.permutation(len(values))
@@ -50,16 +56,16 @@ def k_centre(
     values: np.ndarray,
     count: int,
     rng: np.random.Generator,
-    speakers: Sequence | None = None,
+    speakers: Sequence[Hashable] | None = None,
     labelled: Sequence[int] = (),
 ) -> np.ndarray:
-    """Choose the clip that is farthest from all that are chosen, again and again.
+    """Choose, one after the other, the clip that is farthest from all chosen clips.
 
     This is the greedy 2-approximation of the k-centre problem (Gonzalez, "Clustering to minimize
-    the maximum intercluster distance", 1985), in active learning known as core-set selection
-    (Sener, Savarese, ICLR 2018). It goes on from the labelled clips, or begins with the clip
-    nearest to the mean, and uses no random numbers. Parameters and result as in `at_random`; each
-    choice is a part of larger ones.
+    the maximum intercluster distance", 1985), known in active learning as core-set selection
+    (Sener, Savarese, ICLR 2018). Labelled clips count as chosen; without any, the first choice is
+    the clip nearest to the mean. No random numbers are used. Parameters and result are those of
+    `at_random`, but a smaller choice is always a part of a larger one.
     """
     _check(values, count, labelled)
     far = np.full(len(values), np.inf)
@@ -67,6 +73,7 @@ def k_centre(
         far = pairwise_distances_argmin_min(values, values[list(labelled)])[1]
 
     def distance(chosen: list[int]) -> np.ndarray:
+        """Return the distance of each clip to the nearest chosen one."""
         if not chosen and not len(labelled):
             return -np.linalg.norm(values - values.mean(axis=0), axis=1)
         if chosen:
@@ -80,7 +87,7 @@ def k_means(
     values: np.ndarray,
     count: int,
     rng: np.random.Generator,
-    speakers: Sequence | None = None,
+    speakers: Sequence[Hashable] | None = None,
     labelled: Sequence[int] = (),
 ) -> np.ndarray:
     """Divide the clips into as many clusters as are to be chosen, and take each one's middle.
@@ -92,22 +99,36 @@ def k_means(
     _check(values, count, labelled)
     seed = int(rng.integers(2**31))
     clusters = count + len(labelled)
-    found = KMeans(clusters, n_init=1, random_state=seed).fit(values)
-    free = np.setdiff1d(np.arange(clusters), found.labels_[list(labelled)])
-    sizes = np.bincount(found.labels_, minlength=clusters)[free]
-    centres = found.cluster_centers_[free[np.argsort(-sizes, kind="stable")]]
+    clustering = KMeans(clusters, n_init=1, random_state=seed).fit(values)
+    free = np.setdiff1d(np.arange(clusters), clustering.labels_[list(labelled)])
+    sizes = np.bincount(clustering.labels_, minlength=clusters)[free]
+    centres = clustering.cluster_centers_[free[np.argsort(-sizes, kind="stable")]]
 
     def nearness(chosen: list[int]) -> np.ndarray:
+        """Return how near each clip is to the centre of the next cluster."""
         return -np.linalg.norm(values - centres[len(chosen)], axis=1)
 
     return _one_by_one(count, speakers, len(values), nearness, labelled)
 
 
 STRATEGIES = {"random": at_random, "k_centre": k_centre, "k_means": k_means}
+"""Ways to choose clips, by the names that `metaser select` takes."""
 
 
 def hear(paths: Sequence[Path], jobs: int = 1) -> np.ndarray:
-    """Pooled statistics of files that belong to no task, float32, shape (files, channels).
+    """Extract pooled statistics from audio files that belong to no task.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        The audio files.
+    jobs : int
+        Processes that extract.
+
+    Returns
+    -------
+    ndarray of float32, shape (files, channels)
+        One row per file, see `Statistics`.
 
     Raises
     ------
@@ -118,16 +139,25 @@ def hear(paths: Sequence[Path], jobs: int = 1) -> np.ndarray:
 
 
 def _statistics(path: Path) -> np.ndarray:
+    """Extract the statistics of one file, (1, channels)."""
     frontend = Statistics()
     return frontend(audio.read(path, frontend.rate))
 
 
 def standardise(values: np.ndarray, limit: float = 5.0) -> np.ndarray:
-    """Give each channel mean 0 and deviation 1, and clip it to `limit` deviations.
+    """Scale each channel to mean 0 and standard deviation 1, and clip outliers.
 
     Parameters
     ----------
     values : ndarray of float, shape (clips, channels)
+        Features; a constant channel becomes 0.
+    limit : float
+        Largest magnitude of the result, in standard deviations.
+
+    Returns
+    -------
+    ndarray of float, shape (clips, channels)
+        In [-limit, limit].
     """
     centred = values - values.mean(axis=0)
     return np.clip(centred / np.maximum(centred.std(axis=0), 1e-6), -limit, limit)
@@ -135,17 +165,22 @@ def standardise(values: np.ndarray, limit: float = 5.0) -> np.ndarray:
 
 def _one_by_one(
     count: int,
-    speakers: Sequence | None,
+    speakers: Sequence[Hashable] | None,
     clips: int,
     worth: Callable[[list[int]], np.ndarray],
     labelled: Sequence[int],
 ) -> np.ndarray:
-    """Take the clip of most worth, of those whose speaker has been taken least often."""
+    """Choose, one after the other, the best clip among those of the speakers chosen least often.
+
+    `worth` takes the rows chosen so far and returns one value per clip. Labelled clips count as
+    chosen.
+    """
     who = np.zeros(clips, int)
     if speakers is not None:
         who = np.unique(np.asarray(speakers), return_inverse=True)[1]
     taken = np.bincount(who[list(labelled)], minlength=who.max() + 1)
-    left, chosen = ~np.isin(np.arange(clips), labelled), []
+    left = ~np.isin(np.arange(clips), labelled)
+    chosen: list[int] = []
     for _ in range(count):
         value = worth(chosen)
         least = taken[who[left]].min()
@@ -158,8 +193,10 @@ def _one_by_one(
 
 
 def _check(values: np.ndarray, count: int, labelled: Sequence[int]) -> None:
+    """Check that there are enough clips without a label."""
     free = len(values) - len(labelled)
     if not 1 <= count <= free:
         raise ValueError(
-            f"expected to choose 1 to {free} clips, which are there without a label, not {count}"
+            f"the number of clips to choose must be from 1 to {free}, the number of clips without "
+            f"a label, not {count}: choose another number"
         )

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from metaser.batch import Batch, Padded, stack_batches
 from metaser.losses import cross_entropy
+from metaser.machine import device_of, generators
 from metaser.methods.inner_loop import (
     Parameters,
     Predictor,
@@ -209,11 +210,11 @@ def as_embeddings(model: nn.Module, batch: Batch) -> Batch:
 
 
 def _drawn_anew(head: nn.Module) -> nn.Module:
-    """A copy of a head with initial parameters, always the same ones."""
-    head = copy.deepcopy(head)
-    with torch.random.fork_rng(devices=[]):
+    """A copy of a head with initial parameters, always the same ones, wherever it is."""
+    device, head = device_of(head), copy.deepcopy(head).cpu()
+    with torch.random.fork_rng(devices=generators(device)):
         torch.manual_seed(0)
         for layer in head.modules():
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
-    return head
+    return head.to(device)

@@ -90,7 +90,7 @@ def call(module: nn.Module, parameters: Parameters, inputs: Inputs, stacked: boo
     if not stacked:
         return functional_call(module, parameters, (inputs,))
     if isinstance(inputs, Tensor):
-        return _vmap(lambda own, x: functional_call(module, own, (x,)))(parameters, inputs)
+        return _vmap(lambda own, x: functional_call(module, own, (x,)), module)(parameters, inputs)
     if not parameters:
         return module(flatten_tasks(inputs)).unflatten(0, _tasks_and_clips(inputs))
 
@@ -100,14 +100,14 @@ def call(module: nn.Module, parameters: Parameters, inputs: Inputs, stacked: boo
 
     values = {name: padded.values for name, padded in inputs.items()}
     masks = {name: padded.mask for name, padded in inputs.items()}
-    return _vmap(one_task)(parameters, values, masks)
+    return _vmap(one_task, module)(parameters, values, masks)
 
 
-def _vmap(function: Callable) -> Callable:
+def _vmap(function: Callable, module: nn.Module) -> Callable:
     mapped = vmap(function, randomness="different")
 
     def stacked(*arguments):
-        with own_kernels():
+        with own_kernels(module):
             return mapped(*arguments)
 
     return stacked
@@ -175,6 +175,7 @@ def descend(
     rates: Sequence[Rates],
     second_order: bool = False,
     checkpoint: bool = False,
+    module: nn.Module | None = None,
 ) -> Iterator[Parameters]:
     """Take gradient steps; yield the adapted parameters after each.
 
@@ -193,6 +194,8 @@ def descend(
     checkpoint : bool
         Keep only the parameters of each step and compute the rest again when it is differentiated:
         the same gradient in more time, and memory that hardly grows with the steps.
+    module : nn.Module, optional
+        What ``loss`` runs, see ``own_kernels``.
 
     References
     ----------
@@ -201,7 +204,7 @@ def descend(
     """
 
     def step(parameters: Parameters, rates: Rates) -> Parameters:
-        gradients = _gradients(loss, parameters, second_order)
+        gradients = _gradients(loss, parameters, second_order, module)
         return {
             name: _gradient_step(value, rates[name], gradients[name])
             for name, value in parameters.items()
@@ -234,8 +237,8 @@ def gradient_descent(loss, parameters: Parameters, rates, **options) -> Paramete
     return deque(chain([parameters], descend(loss, parameters, rates, **options)), maxlen=1).pop()
 
 
-def _gradients(loss, parameters: Parameters, second_order: bool) -> Parameters:
-    with own_kernels() if second_order else nullcontext():
+def _gradients(loss, parameters: Parameters, second_order: bool, module) -> Parameters:
+    with own_kernels(module) if second_order else nullcontext():
         total = loss(parameters).sum()
         values = list(parameters.values())
         gradients = torch.autograd.grad(
@@ -245,15 +248,19 @@ def _gradients(loss, parameters: Parameters, second_order: bool) -> Parameters:
 
 
 @contextmanager
-def own_kernels() -> Iterator[None]:
+def own_kernels(module: nn.Module | None = None) -> Iterator[None]:
     """Keep to kernels that can be stacked and differentiated twice.
 
     Fused attention and cuDNN's recurrent layers cannot; ``backbones.recurrence`` heeds this, too.
+    A module without recurrent layers keeps cuDNN, without which convolutions on a GPU take many
+    times as long.
     """
     if torch.compiler.is_compiling():
         yield
         return
-    with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+    recurs = module is None or any(isinstance(m, nn.RNNBase) for m in module.modules())
+    cudnn = torch.backends.cudnn.flags(enabled=False) if recurs else nullcontext()
+    with sdpa_kernel(SDPBackend.MATH), cudnn:
         yield
 
 

@@ -255,6 +255,7 @@ class MAML(nn.Module):
             self._rates(self.inner_steps, start),
             differentiated and progress >= self.first_order_share,
             self.checkpoint_steps,
+            part,
         )
         return sum(
             weight * task_loss(part, adapted, asked, query)

@@ -83,6 +83,7 @@ class MLDG(nn.Module):
             start,
             [dict.fromkeys(start, self.inner_rate)],
             second_order=self.second_order,
+            module=body,
         )
         here = task_loss(body, start, support)
         return here + self.weight * task_loss(body, moved, query)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from metaser.batch import Batch, EpisodeBatch, join
+from metaser.machine import device_of, generators
 from metaser.methods.inner_loop import Predictor, check_steps, check_support, heard, predictor
 from metaser.model import Model
 
@@ -113,7 +114,8 @@ class MultitaskReleased(nn.Module):
         with torch.no_grad():
             pool = heard(model, join([support, *self.sources]))
         optimiser = torch.optim.SGD(body.parameters(), lr=self.rate)
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        own = generators(device_of(self))
+        with torch.random.fork_rng(devices=own), torch.enable_grad():
             torch.manual_seed(0)
             for _ in range(self.steps):
                 batch = pool[torch.randperm(len(pool))[: self.batch_size]]

@@ -81,7 +81,7 @@ def episodes(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _checked(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """A row whose fields are there and agree, with arrays for its lists of numbers."""
+    """Return a row with arrays for its lists of numbers; refuse one whose fields do not agree."""
     missing = [field for field in FIELDS if field not in row]
     if missing:
         raise ValueError(
@@ -147,6 +147,15 @@ def _check_together(rows: pd.DataFrame, path: Path) -> None:
 
 
 def read_run(results: Path) -> dict[str, Any]:
+    """Read what a results folder says in addition to its rows.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no ``run.json``.
+    ValueError
+        If it is damaged.
+    """
     path = results / "run.json"
     if not path.is_file():
         raise FileNotFoundError(

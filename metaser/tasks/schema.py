@@ -49,6 +49,8 @@ class _Source(Section):
 
 
 class Files(_Source):
+    """``[files]``: a pattern that is matched against the end of each file's path."""
+
     pattern: Text
 
     @model_validator(mode="after")
@@ -61,6 +63,8 @@ class Files(_Source):
 
 
 class Table(_Source):
+    """``[table]``: a table of labels, by its columns or by the pattern of a line."""
+
     file: Text  # path or glob below the audio folder, or beside task.toml if place = "task"
     place: Literal["audio", "task"] = "audio"
     separator: Text | None = None
@@ -81,6 +85,8 @@ class Table(_Source):
 
 
 class RatingsTable(Section):
+    """``[ratings_table]``: a table of ratings next to the labels."""
+
     file: Text  # in the task folder, or else below the audio folder
     separator: Text | None = None
     columns: dict[Text, Text]  # our name -> the table's column
@@ -95,6 +101,8 @@ class RatingsTable(Section):
 
 
 class Duplicates(Section):
+    """``[duplicates]``: files that are one recording, and speakers that are one person."""
+
     files: list[Annotated[list[Text], Field(min_length=2)]] = []
     speakers: list[Annotated[list[Text], Field(min_length=2)]] = []
 
@@ -175,6 +183,7 @@ class TaskFile(Section):
 
     @property
     def source(self) -> Files | Table:
+        """The section that says which clip a file is."""
         source = self.files or self.table
         assert source is not None  # see _check
         return source

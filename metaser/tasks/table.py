@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pydantic import ValidationError
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from metaser import audio
 from metaser.naming import explain
@@ -405,6 +403,9 @@ def _units(clips: pd.DataFrame, declared: Duplicates) -> tuple[np.ndarray, np.nd
 
 def _components(count: int, groups: Sequence[Sequence[int]]) -> np.ndarray:
     """Join the clips of each group, and return the number of each clip's connected component."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     pairs = [(group[0], other) for group in groups for other in group[1:]]
     rows, columns = np.array(pairs, dtype=int).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows), dtype=bool), (rows, columns)), shape=(count, count))

@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from metaser import naming
@@ -302,6 +303,50 @@ def restrict(task: Task, classes: Sequence[str]) -> Task:
     table = task.table[wanted].reset_index(drop=True)
     left_out = {str(name): int(count) for name, count in others.items()} | task.left_out
     return replace(task, table=table, left_out=left_out)
+
+
+def join_same_audio(task: Task, hashes: np.ndarray) -> Task:
+    """Return the task with clips of identical audio joined into one unit and one clique.
+
+    Parameters
+    ----------
+    task : Task
+        A task whose audio is present.
+    hashes : ndarray of str
+        (clips,) hash of each clip's audio, in the order of the table.
+
+    Returns
+    -------
+    Task
+        The same task, if no two clips have the same audio.
+
+    Examples
+    --------
+    The first and the third clip are one recording, so their speakers count as one:
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"file": ["a.wav", "b.wav", "c.wav"], "speaker": ["p", "q", "r"]})
+    >>> facts = dict.fromkeys(("language", "corpus", "licence", "homepage", "reference"), "")
+    >>> facts |= {"version": 1, "speakers": 3, "utterances": 3, "synthetic": False}
+    >>> table = table.assign(emotion="sad", unit=range(3), clique=range(3))
+    >>> task = Task("xx_toy", folder=Path(), classes=("sad",), table=table, **facts)
+    >>> join_same_audio(task, np.array(["9f", "41", "9f"])).table["unit"].tolist()
+    [0, 1, 0]
+    """
+    content = np.unique(hashes, return_inverse=True)[1]
+    if len(np.unique(content)) == len(content):
+        return task
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    table = require_audio(task).table.copy()
+    for column in ("unit", "clique"):
+        groups = table[column].to_numpy()
+        size = groups.max() + 1
+        nodes = size + content.max() + 1
+        edges = coo_array((np.ones(len(groups)), (groups, size + content)), shape=(nodes, nodes))
+        table[column] = connected_components(edges, directed=False)[1][groups]
+    return replace(task, table=table)
 
 
 def find_task(task: str | Path, folders: Iterable[str | Path] = ()) -> Path:

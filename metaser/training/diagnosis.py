@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.contracts import model_of
+from metaser.machine import device_of, generators
 from metaser.model import Model
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def diagnose(method: nn.Module, episode: EpisodeBatch) -> None:
     method = copy.deepcopy(method)
     _check_backbone(method, episode)
     learnt = {name: value for name, value in method.named_parameters() if value.requires_grad}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=generators(device_of(method))):
         try:
             loss = method.loss(episode)
             if not loss.requires_grad:
@@ -54,7 +55,7 @@ def _check_backbone(method: nn.Module, episode: EpisodeBatch) -> None:
     learnt = [value for value in backbone.parameters() if value.requires_grad]
     if not learnt:
         return
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=generators(device_of(method))):
         total = model.embed(episode.support.modalities).square().sum()
     if total.requires_grad:
         slopes = torch.autograd.grad(total, learnt, allow_unused=True)

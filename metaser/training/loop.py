@@ -17,7 +17,7 @@ from metaser.batch import Batch, EpisodeBatch
 from metaser.contracts import method_traits, model_of
 from metaser.episodes import TaskSampler, tensors
 from metaser.features.table import Features
-from metaser.machine import device_of, rank, share, sum_over_processes
+from metaser.machine import device_of, generators, rank, share, sum_over_processes
 from metaser.protocol.schema import Training
 from metaser.training.augmentation import spec_augment
 from metaser.training.diagnosis import diagnose
@@ -114,7 +114,7 @@ def train(
     engine = MetaBatch(method, training.engine, training.compile, training.mixed_precision)
     recent, started = [], time.perf_counter()
     patience = math.inf if _is_sequential(method) else training.patience
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=generators(device_of(method))):
         while state["step"] < training.updates and state["waited"] < patience:
             losses = _update(engine, optimiser, sources, training, seed, state["step"])
             finite = [loss for loss in losses if math.isfinite(loss)]

@@ -16,13 +16,23 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from metaser.batch import Batch, EpisodeBatch, Padded, stack
 from metaser.contracts import changing_losses, method_traits
-from metaser.machine import CPU, PeakMemory, available_memory, cpu_threads, device_of
+from metaser.machine import (
+    CPU,
+    PeakMemory,
+    available_memory,
+    cpu_threads,
+    device_of,
+    generators,
+)
 from metaser.methods.inner_loop import own_kernels
 
 ENGINES = ("auto", "stacked", "loop")
 MEGABYTE = 2**20
 SPARE = 128 * MEGABYTE
 """A chunk of tasks may need this much more than one and a half times what one task needs."""
+
+SHARE = 4
+"""On a GPU a chunk may need this part of the free memory: other processes may use the GPU, too."""
 
 LARGE, LARGE_CONVOLUTION = 64 * MEGABYTE, 8 * MEGABYTE
 """A task that needs more than this has operations that fill a processor by themselves: stacked,
@@ -69,8 +79,8 @@ class MetaBatch:
         Has ``loss(episode)``; its attribute ``stackable`` tells whether that takes stacks too.
     engine : {"auto", "stacked", "loop"}
         Stack the tasks, or take them in turn. "auto" stacks unless the model has a layer that is
-        faster alone (convolutions in two dimensions; recurrent layers in first order; on a
-        processor, whatever is large) or that cannot be stacked.
+        faster alone (recurrent layers in first order; on a processor, convolutions in two
+        dimensions and whatever is large) or that cannot be stacked.
     compile : bool
         Compile the stacked meta-gradient by ``torch.compile``, as one piece: a minute or so at the
         first call for each size of episode. Whether it pays afterwards depends on the model and
@@ -187,7 +197,7 @@ class MetaBatch:
                     f"engine = 'stacked' is impossible here ({obstacle}): set engine to 'auto' or "
                     "'loop'"
                 )
-            tasks = min(3 * needed // 2 + SPARE, free) // needed
+            tasks = self._room(needed, free) // needed
             how = f"up to {tasks} tasks stacked"
             if obstacle:
                 tasks = min(tasks, self._threads(episode, needed))
@@ -201,6 +211,12 @@ class MetaBatch:
             )
             self._plans[size] = Plan(tasks, not obstacle, tasks * needed)
         return self._plans[size]
+
+    def _room(self, needed: int, free: int) -> int:
+        """Bytes that the tasks of a chunk may need together."""
+        if device_of(self.method) == CPU:
+            return min(3 * needed // 2 + SPARE, free)
+        return max(needed, free // SHARE)  # a GPU is idle while small operations are prepared
 
     def _threads(self, episode: EpisodeBatch, needed: int) -> int:
         """How many tasks may run side by side."""
@@ -221,19 +237,27 @@ class MetaBatch:
         layers = list(self.method.modules())
         if any(isinstance(m, _NormBase) for m in layers):
             return "normalisation by batches must not mix tasks"
-        if self.engine == "auto" and any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in layers):
-            return "2-D convolutions are faster alone"
-        first_order = not traits.second_order
-        if self.engine == "auto" and first_order and any(isinstance(m, nn.RNNBase) for m in layers):
-            return "recurrent layers are faster alone in first order"
-        large = LARGE_CONVOLUTION if _has_convolutions(self.method) else LARGE
-        if self.engine == "auto" and needed > large and device_of(self.method) == CPU:
-            return "operations as large as these are faster alone"
+        if self.engine == "auto" and (reason := self._faster_alone(layers, needed)):
+            return reason
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            own = generators(device_of(self.method))
+            with torch.no_grad(), torch.random.fork_rng(devices=own):
                 self.method.loss(stack([episode, episode]))
         except Exception as error:  # whatever a backbone does to tensors that stand for many
             return f"a layer cannot be stacked: {str(error).splitlines()[0]}"
+        return ""
+
+    def _faster_alone(self, layers: list[nn.Module], needed: int) -> str:
+        """Which layers or operations make stacking slower; empty if none do."""
+        on_cpu = device_of(self.method) == CPU
+        if on_cpu and any(isinstance(m, nn.Conv2d | nn.Conv3d) for m in layers):
+            return "2-D convolutions are faster alone"
+        first_order = not method_traits(self.method).second_order
+        if first_order and any(isinstance(m, nn.RNNBase) for m in layers):
+            return "recurrent layers are faster alone in first order"
+        large = LARGE_CONVOLUTION if _has_convolutions(self.method) else LARGE
+        if on_cpu and needed > large:
+            return "operations as large as these are faster alone"
         return ""
 
 
@@ -295,7 +319,7 @@ def _side_by_side(
         return gradients(copy.deepcopy(method, dict(shared)), episode)
 
     # The choice of kernels is made for all threads, which would undo it for each other.
-    kernels = own_kernels() if method_traits(method).second_order else nullcontext()
+    kernels = own_kernels(method) if method_traits(method).second_order else nullcontext()
     each = max(threads // workers, 1)
     pool = ThreadPoolExecutor(workers, "task", torch.set_num_threads, (each,))
     with cpu_threads(each), kernels, pool:
@@ -317,7 +341,7 @@ def memory_of_task(method: nn.Module, episode: EpisodeBatch) -> int:
     beyond, from sizes alone, which is slower, but takes no memory. A method that looks at values
     has to do it in any case.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=generators(device_of(method))):
         limit = min(SPARE, available_memory(device_of(method)))
         with suppress(MemoryError):
             return _peak(copy.deepcopy(method), episode, limit)

@@ -369,7 +369,7 @@ def test_a_backbone_is_made_from_a_table():
     [
         ({"name": "multiscalecnn"}, "not 'multiscalecnn'. Did you mean 'multiscale_cnn'"),
         ({"hidden": 3}, "must be one of .*not None"),
-        ({"name": "mlp", "hiden": (3,)}, "'mlp' has no argument 'hiden'. Did you mean 'hidden'"),
+        ({"name": "mlp", "hiden": (3,)}, "'mlp' must be .*not 'hiden'. Did you mean 'hidden'"),
         (
             {"name": "mlp", "hidden": 3},
             "hidden of backbone 'mlp' must be a list of whole numbers, not 3",

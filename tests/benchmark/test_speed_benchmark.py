@@ -72,7 +72,7 @@ def test_the_command_measures_each_cell_once(tmp_path, monkeypatch, capsys):
 
     before = out.read_bytes()
     monkeypatch.setattr(sys, "argv", command)
-    monkeypatch.setattr(speed, "limit_memory", lambda gigabytes: None)
+    monkeypatch.setattr(speed, "set_up", lambda options: None)
     monkeypatch.setattr(speed, "measure", None)
     speed.main()
     assert capsys.readouterr().out == run.stdout and out.read_bytes() == before

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
+from metaser.backbones import MLP
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.frontends import ssl
 from metaser.frontends.ssl import SSL, LayerWeights, SSLEncoder
@@ -577,3 +578,46 @@ def test_rows_and_checkpoints_are_bound_to_the_weights_and_not_to_where_they_lie
     network.save_pretrained(moved)
     for one, other in zip(digests(moved), digests(saved("wavlm"))):
         assert one != other
+
+
+HALF = 2e-2
+"""Half precision has 11 significant bits; after a few layers frames are this share off."""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_half_precision_on_a_gpu_is_near_single_precision_on_the_processor(gpu, kind, saved):
+    clips = _clips(*LENGTHS)
+    rough, fine = (SSL(saved(kind), seconds=2, half=half).many(clips) for half in (True, False))
+    for clip, *both in zip(clips, rough, fine):
+        expected = _direct(saved(kind), clip)[-1][: len(both[0])]
+        for found, most in zip(both, (HALF, HALF / 10)):
+            assert found.dtype == np.float32 and found.shape == expected.shape
+            assert np.linalg.norm(found - expected) < most * np.linalg.norm(expected)
+        assert not np.array_equal(*both)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_an_encoder_is_adapted_on_a_gpu_as_on_the_processor(gpu, kind, saved):
+    slopes = []
+    for device in ("cpu", gpu):
+        torch.manual_seed(0)
+        encoder = SSLEncoder(saved(kind), seconds=2, rank=2)
+        method = MAML(Model(MLP(encoder.channels, (4,)), 4, frontend=encoder), second_order=True)
+        with torch.no_grad():
+            for value in method.parameters():
+                if value.requires_grad:  # one of two matrices begins at zero
+                    value.copy_(0.3 * torch.randn(value.shape))
+        method.double().to(device)
+        mask = torch.arange(9) < torch.tensor([9, 4, 7, 9, 2, 9, 9, 5])[:, None]
+        draw = torch.Generator().manual_seed(1)
+        size = (*mask.shape, encoder.channels)
+        values = torch.randn(size, generator=draw, dtype=torch.float64)
+        audio = Padded(values * mask.unsqueeze(-1), mask)
+        batch = Batch({"audio": audio}, torch.arange(8) % 4, torch.ones(4, dtype=torch.bool))
+        method.loss(EpisodeBatch(batch, batch).to(device)).backward()
+        learnt = [value.grad for value in method.parameters() if value.grad is not None]
+        slopes.append(torch.cat([slope.flatten().cpu() for slope in learnt]))
+    assert slopes[0].norm() > 1e-3
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-8, atol=1e-10)

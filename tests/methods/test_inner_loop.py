@@ -9,10 +9,11 @@ from torch import nn
 from torch.func import functional_call
 
 from metaser.backbones import MLP, Recurrent
-from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.batch import Batch, EpisodeBatch, Padded, stack
 from metaser.losses import cross_entropy
 from metaser.methods.inner_loop import gradient_descent, predictor, task_loss
 from metaser.methods.maml import MAML
+from metaser.methods.mldg import MLDG
 from metaser.model import Model
 
 CHANNELS, CLASSES = 3, 4
@@ -245,6 +246,34 @@ def test_gradient_descent_descends_and_changes_nothing(episode):
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.1
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(value.grad is None for value in model.parameters())
+
+
+class Watching(MLP):
+    """Notes what is forbidden while it runs, and has a recurrent layer if asked."""
+
+    def __init__(self, recurs: bool):
+        super().__init__(CHANNELS, (4,))
+        self.layer = nn.GRU(1, 1) if recurs else nn.Conv1d(1, 1, 1)
+        self.seen = set()
+
+    def forward(self, audio):
+        self.seen.add((torch.backends.cudnn.enabled, torch.backends.cuda.flash_sdp_enabled()))
+        return super().forward(audio)
+
+
+@pytest.mark.parametrize("recurs", [True, False])
+def test_only_a_model_with_recurrent_layers_does_without_cudnn(recurs, episode):
+    """cuDNN's convolutions can be stacked and differentiated twice, fused attention cannot."""
+    model = Model(Watching(recurs), CLASSES).double()
+    method = MAML(model, inner_steps=1, second_order=True)
+    method.loss(episode)
+    assert model.backbone.seen == {(not recurs, False), (True, True)}  # the query needs no second
+    model.backbone.seen.clear()
+    method.loss(stack([episode, episode]))
+    assert model.backbone.seen == {(not recurs, False)}
+    model.backbone.seen.clear()
+    MLDG(model).loss(episode)
+    assert model.backbone.seen == {(not recurs, False), (True, True)}
 
 
 def test_parameters_that_are_not_given_stay(episode):

@@ -381,7 +381,7 @@ def test_tasks_side_by_side_do_not_undo_each_others_choice_of_kernels(two_thread
 
     class Attentive(MLP):
         def forward(self, audio: Padded) -> torch.Tensor:
-            seen.append(torch.backends.cudnn.enabled)
+            seen.append(torch.backends.cuda.flash_sdp_enabled())
             return super().forward(audio)
 
     model = Model(Attentive(CHANNELS, (5,)), CLASSES)
@@ -391,7 +391,7 @@ def test_tasks_side_by_side_do_not_undo_each_others_choice_of_kernels(two_thread
     engine.backward(PAIR)
     assert len(seen) == 2 * (engine.method.inner_steps + 1)
     assert not any(seen)
-    assert torch.backends.cudnn.enabled
+    assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_what_fails_side_by_side_is_raised(two_threads):
