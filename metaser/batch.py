@@ -247,6 +247,7 @@ def _equally_long(parts: Sequence[Padded]) -> list[Padded]:
 
 
 def _join_padded(parts: Sequence[Padded]) -> Padded:
+    """The clips of one modality, one part after the other."""
     parts = _equally_long(parts)
     return Padded(
         torch.cat([part.values for part in parts], dim=-3),
@@ -255,6 +256,7 @@ def _join_padded(parts: Sequence[Padded]) -> Padded:
 
 
 def _stack_padded(parts: Sequence[Padded]) -> Padded:
+    """The clips of one modality, with a leading dimension of tasks."""
     parts = _equally_long(parts)
     return Padded(
         torch.stack([part.values for part in parts]), torch.stack([part.mask for part in parts])

@@ -38,11 +38,13 @@ class _Reversal(Function):
 
     @staticmethod
     def forward(context: Any, values: Tensor, strength: float) -> Tensor:
+        """Return the values unchanged."""
         context.strength = strength
         return values.view_as(values)
 
     @staticmethod
     def backward(context: Any, slope: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient, multiplied by ``-strength``."""
         return -context.strength * slope, None
 
 

@@ -291,6 +291,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _check_shapes(true: np.ndarray, predicted: np.ndarray) -> None:
+    """Refuse arrays that do not hold one value per sample."""
     if true.ndim != 1 or true.shape != predicted.shape:
         hint = " (did you pass scores instead of classes?)" if predicted.ndim == 2 else ""
         raise ValueError(

@@ -402,6 +402,7 @@ def _depth(scores: ArrayLike) -> int:
 
 
 def _differences(a: ArrayLike, b: ArrayLike) -> Strata:
+    """Scores of `a` minus those of `b`, episode by episode."""
     first, second = _strata(a), _strata(b)
     if _shape(first) != _shape(second):
         raise ValueError(
@@ -428,10 +429,12 @@ def _seed_means(strata: Strata) -> np.ndarray:
 
 
 def _estimate(strata: Strata) -> float:
+    """Mean over targets of the mean over seeds of the mean over episodes."""
     return float(_seed_means(strata).mean())
 
 
 def _percentiles(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Bounds of the middle share `confidence` of the resampled means."""
     if not 0 < confidence < 1:
         raise ValueError(
             f"confidence must lie between 0 and 1, not {confidence}: pass a share, such as 0.95"

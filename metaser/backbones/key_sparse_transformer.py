@@ -1,8 +1,9 @@
 """Key-sparse transformer (KS-Transformer) of audio, or of audio and text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,41 +21,41 @@ from metaser.batch import Padded
 
 
 class KeySparseTransformer(nn.Module):
-    """Transformer whose later layers attend to the most important frames only.
+    """Transformer whose later layers attend only to the most important frames.
 
-    Each stream goes through a projection and LayerNorm, then ``vanilla_layers`` with ordinary
-    attention. Where there are two, each gets added what it finds in the other: ``cross_blocks``
-    (CCAB) of a layer that asks the other stream and a layer that asks its own, and a residual
-    around all of them. Then come ``sparse_layers``, the mean over the frames, and dense layers on
-    the streams side by side. Layers are normalised last (post-LN), with sinusoidal positions added
-    to queries and keys of each.
+    Each modality is a stream. It passes a projection and LayerNorm, then ``vanilla_layers`` with
+    ordinary attention. If there are two streams, each attends to the other by ``cross_blocks``
+    (CCAB): a layer that attends to the other stream and one that attends to its own, with a
+    residual around all blocks. Then come ``sparse_layers``, the mean over the frames, and dense
+    layers on the concatenated streams. Every layer is post-LN (normalised after the residual) and
+    adds sinusoidal positions to its queries and keys.
 
     A clip without text is embedded by its audio alone: the cross-attention adds 0 to the audio, and
-    the mean of the text is 0; and likewise without audio. Without all text, give None.
+    the mean of the text is 0. The same holds without audio. If no clip has text, pass None.
 
-    Which keys are kept is a ranking, and it flips between inner steps: the loss of an adapted model
-    is not continuous in its initial parameters, and second derivatives say nothing of the jumps.
-    Prefer methods of first order (FOMAML) or that adapt the head (ANIL).
+    The keys that are kept come from a ranking, which may change between inner steps. So the loss of
+    an adapted model is not continuous in its initial parameters, and second derivatives do not show
+    the jumps. Prefer first-order methods (FOMAML), or those that adapt the head (ANIL).
 
     Parameters
     ----------
     channels : int or dict of str to int
         Channels of "audio", and of "text" for two streams; an int is for audio alone.
     width : int or dict of str to int
-        Channels of each stream inside, divisible by ``heads`` and by 2. The paper's are its inputs'
-        (512 and 1024), which it does not project.
+        Channels of each stream inside, divisible by ``heads`` and by 2. The paper has those of its
+        inputs (512 and 1024), without a projection.
     heads : int
         Attention heads.
     keep_rate : float
         Share of the keys kept, in (0, 1]; see ``KeySparseAttention``.
     vanilla_layers, cross_blocks, sparse_layers : int
-        Layers a stream, at least 0.
+        Layers per stream, at least 0.
     expansion : float
         Width of the dense layer within each layer, as a multiple of the stream's width.
     dense : sequence of int
-        Widths of the dense layers at the end; the last is the embedding's.
+        Widths of the dense layers at the end; the last is that of the embedding.
     pool : int
-        Neighbouring frames of audio, at least 1, whose mean is one frame here; time and memory go
+        Neighbouring frames of audio, at least 1, whose mean is one frame here; time and memory grow
         with the square of the frames.
     dropout, dense_dropout : float
         Shares dropped while training, in [0, 1): in the layers, and after each dense layer.
@@ -62,8 +63,8 @@ class KeySparseTransformer(nn.Module):
     Raises
     ------
     ValueError
-        If a modality is unknown or without audio, ``width`` lacks one, or a number is out of its
-        range.
+        If audio is missing, a modality is unknown or missing in ``width``, or a number is out of
+        its range.
 
     References
     ----------
@@ -89,7 +90,9 @@ class KeySparseTransformer(nn.Module):
         channels = audio_and_text(channels)
         widths = dict.fromkeys(channels, width) if isinstance(width, int) else width
         if not set(channels) <= set(widths):
-            raise ValueError(f"width must name all of {list(channels)}, not only {list(widths)}")
+            raise ValueError(
+                f"width must name all of {list(channels)}, not only {list(widths)}: add the others"
+            )
         check_at_least(1, pool=pool, dense=len(dense))
         layers = {
             "vanilla_layers": vanilla_layers,
@@ -128,21 +131,36 @@ class KeySparseTransformer(nn.Module):
         ValueError
             If there is text, but ``channels`` has none.
         """
+        streams = cast("Mapping[str, Stream]", self.streams)
         text = text_beside(audio, text, self.channels)
-        given = {"audio": shortened(audio, self.pool), "text": text}
-        frames = {name: stream.begin(given[name]) for name, stream in self.streams.items()}
-        if len(frames) == 2:
-            audio, text = frames.values()
-            frames = {
-                "audio": self.streams["audio"].ask(audio, text),
-                "text": self.streams["text"].ask(text, audio),
-            }
-        means = [stream.end(frames[name]) for name, stream in self.streams.items()]
-        return self.dense(torch.cat(means, dim=-1))
+        frames = {"audio": streams["audio"].begin(shortened(audio, self.pool))}
+        if text is not None:
+            frames["text"] = streams["text"].begin(text)
+            audio, text = frames["audio"], frames["text"]
+            frames["audio"] = streams["audio"].ask(audio, text)
+            frames["text"] = streams["text"].ask(text, audio)
+        means = [streams[name].end(padded) for name, padded in frames.items()]
+        return cast(Tensor, self.dense(torch.cat(means, dim=-1)))
 
 
 class Stream(nn.Module):
-    """The layers of one modality; without ``other_width`` there is no other to ask."""
+    """The layers of one modality.
+
+    Parameters
+    ----------
+    channels : int
+        Channels of the input.
+    width : int
+        Channels inside.
+    other_width : int, optional
+        Channels inside the other stream; None if there is no other to attend to.
+    layer : callable
+        Makes a ``Layer`` from its width, its keep rate and, for the other stream, that width.
+    keep_rate : float
+        Share of the keys kept in cross blocks and sparse layers, in (0, 1].
+    vanilla_layers, cross_blocks, sparse_layers : int
+        As in ``KeySparseTransformer``.
+    """
 
     def __init__(
         self,
@@ -151,6 +169,7 @@ class Stream(nn.Module):
         other_width: int | None,
         layer: Callable[..., "Layer"],
         keep_rate: float,
+        *,
         vanilla_layers: int,
         cross_blocks: int,
         sparse_layers: int,
@@ -168,27 +187,38 @@ class Stream(nn.Module):
         self.sparse = nn.Sequential(*(layer(width, keep_rate) for _ in range(sparse_layers)))
 
     def begin(self, padded: Padded) -> Padded:
-        """Project the frames and let them attend to each other."""
+        """Return frames (clips, frames, width), projected, after they attended to each other."""
         values = padded.values.masked_fill(~padded.mask.unsqueeze(-1), 0)
-        return self.vanilla(Padded(self.norm(self.input(values)), padded.mask))
+        return cast(Padded, self.vanilla(Padded(self.norm(self.input(values)), padded.mask)))
 
     def ask(self, own: Padded, other: Padded) -> Padded:
-        """Add what is found in the other stream: 0 in clips that lack the other."""
-        found = own
+        """Return the frames of this stream after they attended to the other; the same shape.
+
+        In clips that lack the other stream, attention adds nothing.
+        """
+        attended = own
         for ask_other, ask_own in zip(self.cross[::2], self.cross[1::2]):
-            found = ask_own(ask_other(found, other))
-        there = other.mask.any(dim=-1)[:, None, None]
-        values = own.values + (own.values + found.values) * there
+            attended = ask_own(ask_other(attended, other))
+        has_other = other.mask.any(dim=-1)[:, None, None]
+        values = own.values + (own.values + attended.values) * has_other
         return Padded(self.norm_cross(values), own.mask)
 
     def end(self, own: Padded) -> Tensor:
-        """Mean (clips, width) of the frames after they attended to the most important ones."""
+        """Return the mean (clips, width) of the frames after the sparse layers."""
         own = self.sparse(own)
         return masked_mean(own.values, own.mask)
 
 
 class Layer(nn.Module):
-    """A transformer layer, normalised last; it asks its own stream or another."""
+    """A post-LN transformer layer that attends to its own stream or to another.
+
+    Parameters
+    ----------
+    width, keep_rate, other_width, heads, dropout
+        As in ``KeySparseAttention``; ``other_width`` is its ``key_width``.
+    expansion : float
+        Width of the dense layer inside, as a multiple of ``width``.
+    """
 
     def __init__(
         self,
@@ -211,7 +241,7 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, own: Padded, other: Padded | None = None) -> Padded:
-        """Take and return (clips, frames, width), which means nothing where it is not real."""
+        """Take and return (clips, frames, width); frames that are not real have no meaning."""
         other = own if other is None else other
         query = Padded(with_positions(own.values), own.mask)
         key = Padded(with_positions(other.values), other.mask)
@@ -222,12 +252,12 @@ class Layer(nn.Module):
 
 
 class KeySparseAttention(nn.Module):
-    """Attention by several heads, each of which drops the keys that matter least to the clip.
+    """Attention by several heads, each of which drops the least important keys of the clip.
 
-    Each head has the usual A = softmax(Q K' / sqrt(width of a head)). With n real keys in the clip,
-    it keeps the ``max(1, floor(keep_rate n))`` of them that get most attention from all real
-    queries together, and sets the columns of A of the others to 0, without making up for it. Frames
-    that are not real are never kept, and as queries they never count.
+    Each head has the usual A = softmax(Q K' / sqrt(width of a head)). Of the n real keys of the
+    clip it keeps the ``max(1, floor(keep_rate n))`` that get most attention from all real queries
+    together. The columns of A of the other keys become 0, and the rows are not normalised again.
+    Frames that are not real are never kept, and never count as queries.
 
     Parameters
     ----------
@@ -238,9 +268,14 @@ class KeySparseAttention(nn.Module):
     keep_rate : float
         Share of the keys kept, in (0, 1]; 1 is ordinary attention.
     key_width : int, optional
-        Channels of keys and values, ``width`` unless given.
+        Channels of keys and values; ``width`` by default.
     dropout : float
         Share of the weights dropped while training, in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        If ``width`` is odd or not divisible by ``heads``, or ``keep_rate`` is out of its range.
     """
 
     def __init__(
@@ -253,23 +288,36 @@ class KeySparseAttention(nn.Module):
     ) -> None:
         if width % heads or width % 2:
             raise ValueError(
-                f"a stream's width must be even and divisible by its {heads} heads, not {width}"
+                f"a stream's width must be even and divisible by its {heads} heads, not {width}: "
+                "change one of the two"
             )
         if not 0 < keep_rate <= 1:
-            raise ValueError(f"keep_rate must be in (0, 1], not {keep_rate}")
+            raise ValueError(
+                f"keep_rate must be in (0, 1], not {keep_rate}: choose a share, 1 to keep all keys"
+            )
         super().__init__()
         key_width = key_width or width
         self.heads = heads
         self.keep_rate = keep_rate
         self.dropout = dropout
         self.query = nn.Linear(width, width)
-        # An offset would add the same to all scores of a query, which the softmax takes away.
+        # No offset: it would add the same to all scores of a query, and the softmax ignores that.
         self.key = nn.Linear(key_width, width, bias=False)
         self.value = nn.Linear(key_width, width)
         self.output = nn.Linear(width, width)
 
     def forward(self, query: Padded, key: Padded, values: Tensor) -> Tensor:
-        """Return (clips, queries, width) of queries, and of keys and values (clips, keys, …)."""
+        """Return (clips, queries, width), the values that the queries attend to.
+
+        Parameters
+        ----------
+        query : Padded
+            (clips, queries, width).
+        key : Padded
+            (clips, keys, key width).
+        values : Tensor
+            (clips, keys, key width).
+        """
         query_heads, key_heads, value_heads = (
             project(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
             for project, x in (
@@ -284,26 +332,27 @@ class KeySparseAttention(nn.Module):
         weights = scores.masked_fill(~key.mask[:, None, None], lowest).softmax(dim=-1)
         kept = kept_keys(weights.detach(), query.mask, key.mask, self.keep_rate)
         weights = dropout(weights * kept.unsqueeze(-2), self.dropout, self.training)
-        return self.output((weights @ value_heads).transpose(-2, -3).flatten(-2))
+        return cast(Tensor, self.output((weights @ value_heads).transpose(-2, -3).flatten(-2)))
 
 
 def kept_keys(weights: Tensor, queries: Tensor, keys: Tensor, keep_rate: float) -> Tensor:
-    """Which keys a head keeps.
+    """Return which keys each head keeps.
 
     Parameters
     ----------
     weights : Tensor
-        (clips, heads, queries, keys), each row adding up to 1.
+        (clips, heads, queries, keys); each row adds up to 1.
     queries, keys : Tensor
-        (clips, queries) and (clips, keys) bool; which of them are real.
+        (clips, queries) and (clips, keys) bool, True where they are real.
     keep_rate : float
         Share of the real keys, in (0, 1].
 
     Returns
     -------
     Tensor
-        (clips, heads, keys) bool: the floor(share) of the real keys, at least one if there is one,
-        that real queries attend to most; of equal ones the earlier.
+        (clips, heads, keys) bool, True for the floor(keep_rate n) of n real keys, at least one if
+        there is one, that real queries attend to most; of equal ones the earlier. If ``keep_rate``
+        is 1, (clips, 1, keys).
     """
     real = keys.unsqueeze(-2)
     if keep_rate == 1:
@@ -312,8 +361,8 @@ def kept_keys(weights: Tensor, queries: Tensor, keys: Tensor, keep_rate: float) 
     share = Fraction(keep_rate).limit_denominator(10**6)  # in floats, 0.29 x 100 is below 29
     count = (keys.sum(dim=-1) * share.numerator // share.denominator).clamp(min=1)
     importance = importance.masked_fill(~real, -1)
-    own, other = importance.unsqueeze(-1), importance.unsqueeze(-2)
+    this, other = importance.unsqueeze(-1), importance.unsqueeze(-2)
     place = torch.arange(importance.shape[-1], device=importance.device)
-    # Counted rather than sorted: ONNX has no stable order.
-    rank = ((other > own) | ((other == own) & (place < place.unsqueeze(-1)))).sum(dim=-1)
+    # The rank is counted, because ONNX has no stable sorting.
+    rank = ((other > this) | ((other == this) & (place < place.unsqueeze(-1)))).sum(dim=-1)
     return (rank < count[:, None, None]) & real

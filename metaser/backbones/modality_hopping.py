@@ -1,6 +1,7 @@
-"""Attentive modality hopping (AMH): each modality attends to its frames, asked by the others."""
+"""Attentive modality hopping (AMH): each modality attends to its frames, as the others ask."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +11,21 @@ from metaser.backbones.recurrence import recurrent
 from metaser.batch import Padded
 
 MODALITIES = ("audio", "text", "video")
+"""What the network can read, in the order of its views."""
+
 MOST_HOPS = 12
 
 
 class ModalityHopping(nn.Module):
-    """A GRU a view, whose last state is the view's summary, and hops from view to view.
+    """One GRU per view, whose last state is the view's summary, and hops from view to view.
 
-    The views are the modalities, or streams of features of the audio (MFCC beside prosody), which
-    hop like modalities. A hop takes the next view in the order last, first, second, …, last, first
-    and replaces its summary: with the states h of the view and the summaries s of the others,
+    The views are the modalities, or streams of audio features (such as MFCC and prosody), which hop
+    like modalities. A hop takes the next view in the order last, first, second, …, last, first and
+    replaces its summary: with the states h of the view and the summaries s of the others,
 
         q = W [s, …] + b,  weights = softmax over real frames of q . h,  summary = weighted sum of h
 
-    where every hop has a W and b of its own. The embedding is all summaries side by side. A single
+    Every hop has its own W and b. The embedding is the concatenation of all summaries. A single
     view has no others: its own summary asks, which is attention over its own states.
 
     A modality that a clip lacks has the summary 0, and keeps it.
@@ -32,20 +35,20 @@ class ModalityHopping(nn.Module):
     channels : int or dict of str to int
         Channels of each modality ("audio", "text", "video"); an int is for audio alone.
     hidden : int or dict of str to int
-        Units of the GRU of each modality, which every stream of the audio gets.
+        Units of the GRU of each modality; every stream of the audio has a GRU of that size.
     hops : int
         How often a summary is replaced, in [0, 12]; AMH-N of the paper has N.
     streams : sequence of int, optional
-        Channels of each stream of the audio, in the order in which they lie; they add up to the
-        audio's channels. Without it the audio is one view.
+        Channels of each stream of the audio, in their order; they add up to the audio's channels.
+        Without it the audio is one view.
     pool : int
-        Neighbouring frames of audio, at least 1, whose mean is one step of the GRU; steps take
-        time.
+        Neighbouring frames of audio, at least 1, whose mean is one step of the GRU; fewer steps are
+        faster.
 
     Raises
     ------
     ValueError
-        If a modality is unknown, ``hidden`` lacks one, or a number is out of its range.
+        If a modality is unknown or missing in ``hidden``, or a number is out of its range.
 
     References
     ----------
@@ -63,19 +66,26 @@ class ModalityHopping(nn.Module):
     ) -> None:
         channels = {"audio": channels} if isinstance(channels, int) else channels
         if not channels or not set(channels) <= set(MODALITIES):
-            raise ValueError(f"channels must name some of {MODALITIES}, not {list(channels)}")
+            raise ValueError(
+                f"channels must name some of {MODALITIES}, not {list(channels)}: "
+                "give at least one of them, and no other"
+            )
         hidden = dict.fromkeys(channels, hidden) if isinstance(hidden, int) else hidden
         if not set(channels) <= set(hidden):
-            raise ValueError(f"hidden must name all of {list(channels)}, not only {list(hidden)}")
+            raise ValueError(
+                f"hidden must name all of {list(channels)}, not only {list(hidden)}: add the others"
+            )
         if not 0 <= hops <= MOST_HOPS:
-            raise ValueError(f"hops must be in [0, {MOST_HOPS}], not {hops}")
+            raise ValueError(f"hops must be in [0, {MOST_HOPS}], not {hops}: change hops")
         check_at_least(1, pool=pool)
-        self.widths = {name: (channels[name],) for name in MODALITIES if name in channels}
+        self.widths: dict[str, tuple[int, ...]] = {
+            name: (channels[name],) for name in MODALITIES if name in channels
+        }
         if streams is not None:
             if sum(streams) != channels.get("audio", 0):
                 raise ValueError(
                     f"streams must add up to the {channels.get('audio', 0)} channels of the audio, "
-                    f"not to {sum(streams)}"
+                    f"not to {sum(streams)}: correct streams"
                 )
             self.widths["audio"] = tuple(streams)
         super().__init__()
@@ -97,27 +107,28 @@ class ModalityHopping(nn.Module):
     ) -> Tensor:
         """Return embeddings (clips, dim).
 
-        A modality of ``channels`` has to be there, a clip that lacks it being a row without real
+        All modalities of ``channels`` must be given. A clip that lacks one is a row without real
         frames.
 
         Raises
         ------
         ValueError
-            If the modalities are others than those of ``channels``.
+            If the modalities are not those of ``channels``.
         """
-        given = {"audio": audio, "text": text, "video": video}
-        present = [name for name, padded in given.items() if padded is not None]
-        if present != list(self.widths):
+        optional = {"audio": audio, "text": text, "video": video}
+        given = {name: padded for name, padded in optional.items() if padded is not None}
+        if list(given) != list(self.widths):
             raise ValueError(
-                f"this backbone needs {' and '.join(self.widths)}, as its channels say, "
-                f"but the task gives {' and '.join(present) or 'nothing'}"
+                f"this backbone must get {' and '.join(self.widths)}, as its channels say, "
+                f"not {' and '.join(given) or 'nothing'}: choose front ends for these modalities"
             )
-        views = []
+        views: list[Padded] = []
         for name, widths in self.widths.items():
             padded = shortened(given[name], self.pool) if name == "audio" else given[name]
             views += [Padded(part, padded.mask) for part in padded.values.split(widths, dim=-1)]
         masks = [view.mask for view in views]
-        states = [recurrent(gru, view.values, view.mask) for gru, view in zip(self.grus, views)]
+        grus = [cast(nn.GRU, gru) for gru in self.grus]
+        states = [recurrent(gru, view.values, view.mask) for gru, view in zip(grus, views)]
         summaries = [last_state(*view) for view in zip(states, masks)]
         for view, question in zip(self.order, self.questions):
             others = summaries[:view] + summaries[view + 1 :] or summaries

@@ -1,4 +1,6 @@
-"""Transformer over the sequences of audio and text together, of a clip or of a dialogue."""
+"""Transformer over audio and text together, of a clip or of a dialogue."""
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +18,18 @@ from metaser.batch import Padded
 
 
 class MultimodalTransformer(nn.Module):
-    """Audio and text, projected to one width and laid end to end, attend to themselves and others.
+    """Audio and text, projected to one width and put end to end, attend to each other.
 
-    The paper reads dialogues, the two sequences being embeddings of its utterances: say so by
-    ``dialogue``. A row of the batch is then a dialogue, a frame an utterance, and the output is
-    (dialogues, utterances, dim): what audio and text became at that utterance, side by side, and 0
-    where neither is real. A ``Model`` makes (dialogues, utterances, classes) of it; give utterances
-    that are not real the target -100, which PyTorch's cross-entropy leaves out.
+    The paper reads dialogues; the two sequences are embeddings of the utterances. Set ``dialogue``
+    for this: a row of the batch is then a dialogue, a frame is an utterance, and the output is
+    (dialogues, utterances, dim), the audio and the text of each utterance after the last layer,
+    concatenated; 0 where neither is real. A ``Model`` turns it into (dialogues, utterances,
+    classes). Give utterances that are not real the target -100, which PyTorch's cross-entropy
+    ignores.
 
-    Otherwise a row is a clip, and the output (clips, dim) is the mean of its frames of audio beside
-    the mean of its tokens. A modality that a clip or utterance lacks is attended to by no one, and
-    is 0 in the output. Without all text, give None.
+    Otherwise a row is a clip, and the output (clips, dim) is the mean over its audio frames and the
+    mean over its text tokens, concatenated. If a clip or utterance lacks a modality, nothing
+    attends to it, and it is 0 in the output. If no clip has text, pass None.
 
     Parameters
     ----------
@@ -37,19 +40,19 @@ class MultimodalTransformer(nn.Module):
     layers, heads, feedforward : int
         Layers of the transformer, its attention heads, and the width of the dense layer in each.
     context : int
-        Units of each direction of ``Context``, the recurrent layers that each modality passes
-        first. 0 leaves them out: then sines and cosines tell the order.
+        Units per direction of ``Context``, the recurrent layers that each modality passes first. 0
+        leaves them out; then sines and cosines mark the order.
     dropout : float
         Share dropped while training, in [0, 1).
     pool : int
-        Neighbouring frames of audio, at least 1, whose mean is one frame here; 1 for dialogues.
+        Neighbouring frames of audio, at least 1, whose mean is one frame here. Dialogues need 1.
     dialogue : bool
         Whether rows are dialogues.
 
     Raises
     ------
     ValueError
-        If a modality is unknown or without audio, or a number is out of its range.
+        If audio is missing or a modality is unknown, or a number is out of its range.
 
     References
     ----------
@@ -73,9 +76,15 @@ class MultimodalTransformer(nn.Module):
         check_at_least(0, layers=layers, context=context)
         check_at_least(1, pool=pool)
         if width % heads or width % 2:
-            raise ValueError(f"width must be even and divisible by {heads} heads, not {width}")
+            raise ValueError(
+                f"width must be even and divisible by {heads} heads, not {width}: "
+                "change one of the two"
+            )
         if dialogue and pool != 1:
-            raise ValueError(f"pool must be 1 for dialogues, which have no frames, not {pool}")
+            raise ValueError(
+                f"pool must be 1 for dialogues, whose utterances are not averaged, not {pool}: "
+                "set pool = 1"
+            )
         super().__init__()
         self.channels = channels
         self.pool, self.dialogue = pool, dialogue
@@ -99,23 +108,23 @@ class MultimodalTransformer(nn.Module):
         ValueError
             If there is text, but ``channels`` has none.
         """
-        given = {
-            "audio": shortened(audio, self.pool),
-            "text": text_beside(audio, text, self.channels),
-        }
-        begun = {name: self._begin(name, given[name]) for name in self.channels}
-        values = torch.cat([padded.values for padded in begun.values()], dim=1)
-        mask = torch.cat([padded.mask for padded in begun.values()], dim=1)
+        given = {"audio": shortened(audio, self.pool)}
+        text = text_beside(audio, text, self.channels)
+        if text is not None:
+            given["text"] = text
+        inputs = [self._begin(name, padded) for name, padded in given.items()]
+        values = torch.cat([padded.values for padded in inputs], dim=1)
+        mask = torch.cat([padded.mask for padded in inputs], dim=1)
         for layer in self.layers:
             values = layer(values, mask)
-        lengths = [padded.mask.shape[-1] for padded in begun.values()]
+        lengths = [padded.mask.shape[-1] for padded in inputs]
         parts = [Padded(*part) for part in zip(values.split(lengths, 1), mask.split(lengths, 1))]
         if self.dialogue:
             parts = [part.lengthened(max(lengths)) for part in parts]
-            ended = [part.values * part.mask.unsqueeze(-1) for part in parts]
+            outputs = [part.values * part.mask.unsqueeze(-1) for part in parts]
         else:
-            ended = [masked_mean(part.values, part.mask) for part in parts]
-        return self.dropout(torch.cat(ended, dim=-1))
+            outputs = [masked_mean(part.values, part.mask) for part in parts]
+        return cast(Tensor, self.dropout(torch.cat(outputs, dim=-1)))
 
     def _begin(self, name: str, padded: Padded) -> Padded:
         """One modality, projected to the common width."""
@@ -129,15 +138,15 @@ class MultimodalTransformer(nn.Module):
 class Context(nn.Module):
     """Two bidirectional GRU layers; then each direction attends to itself.
 
-    With O the states of one direction, (frames, hidden), it becomes softmax((O W)(O W)') O. The
-    softmax is over the frames attended to, as the paper writes it and unlike its program.
+    The states O of one direction, (frames, hidden), become softmax((O W)(O W)') O. The softmax is
+    over the frames attended to, as in the paper, but unlike in its code.
 
     Parameters
     ----------
     channels : int
         Channels of the frames.
     hidden : int
-        Units of each direction.
+        Units per direction.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -146,14 +155,15 @@ class Context(nn.Module):
         self.ahead, self.back = (nn.Linear(hidden, hidden, bias=False) for _ in range(2))
 
     def forward(self, padded: Padded) -> Tensor:
-        """Take frames and return (clips, frames, 2 x hidden), 0 in a clip without real frames."""
+        """Return (clips, frames, 2 x hidden); 0 in a clip without real frames."""
         states = recurrent(self.gru, padded.values, padded.mask)
         ahead, back = states.chunk(2, dim=-1)
-        found = [self._attend(ahead, self.ahead, padded), self._attend(back, self.back, padded)]
-        return torch.cat(found, dim=-1)
+        parts = [self._attend(ahead, self.ahead, padded), self._attend(back, self.back, padded)]
+        return torch.cat(parts, dim=-1)
 
     def _attend(self, states: Tensor, project: nn.Linear, padded: Padded) -> Tensor:
-        keys = project(states)
+        """Attention of the states of one direction to themselves."""
+        keys: Tensor = project(states)
         real = padded.mask.unsqueeze(1)
         # Not minus infinity: a softmax over nothing would be NaN, and so would its gradient.
         lowest = torch.finfo(keys.dtype).min
@@ -162,9 +172,9 @@ class Context(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """A layer of the transformer as in BERT: normalised last, GELU.
+    """A transformer layer as in BERT: post-LN (normalised after the residual), with GELU.
 
-    PyTorch's own layer computes the same, but by kernels that cannot be differentiated twice.
+    PyTorch's own layer computes the same, but its kernels cannot be differentiated twice.
 
     Parameters
     ----------
@@ -187,7 +197,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Take and return (clips, frames, width), which means nothing where it is not real."""
+        """Take and return (clips, frames, width); frames that are not real have no meaning."""
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.attention(values).chunk(3, dim=-1)
@@ -196,6 +206,6 @@ class EncoderLayer(nn.Module):
         # Not minus infinity: a softmax over nothing would be NaN, and so would its gradient.
         lowest = torch.finfo(scores.dtype).min
         weights = self.dropout(scores.masked_fill(~mask[:, None, None], lowest).softmax(dim=-1))
-        found = self.output((weights @ value).transpose(1, 2).flatten(2))
-        values = self.norm_attention(values + self.dropout(found))
-        return self.norm_dense(values + self.dropout(self.dense(values)))
+        attended = self.output((weights @ value).transpose(1, 2).flatten(2))
+        values = self.norm_attention(values + self.dropout(attended))
+        return cast(Tensor, self.norm_dense(values + self.dropout(self.dense(values))))

@@ -10,32 +10,32 @@ from metaser.batch import Padded
 
 
 class MultiscaleCNN(nn.Module):
-    """Parallel convolutions that span all channels, each pooled to maximum, mean and deviation.
+    """Parallel convolutions over all channels, each pooled to maximum, mean and deviation.
 
-    Where there is text, it gets branches of its own, and the audio asks it: with h_k the maps of
+    Text, if there is any, has its own branches, and the audio attends to it: with h_k the maps of
     all text branches at token k, and e the maxima, means or deviations of all audio branches,
 
         S(e) = sum over tokens k of softmax over k of (e . h_k) h_k
 
-    The embedding is the pooled audio, and then the pooled text and the three S. A clip without text
-    has zeros there. Without all text, give None.
+    The embedding is the pooled audio, followed by the pooled text and the three S. These are 0 for
+    a clip without text. If no clip has text, pass None.
 
     Parameters
     ----------
     channels : int or dict of str to int
         Channels of "audio", and of "text" for both; an int is for audio alone.
     kernels : sequence of int
-        Odd kernel lengths in frames of the audio, one branch each.
+        Odd kernel lengths in audio frames, one per branch.
     filters : int
-        Filters a branch; the paper has 128.
+        Filters per branch; the paper has 128.
     text_kernels : sequence of int
-        Kernel lengths in tokens of the text, as many as for the audio: questions and answers have
-        the same length. An even kernel at token k reaches one token further ahead than back.
+        Kernel lengths in text tokens, as many as for the audio, so that e and h_k have the same
+        length. An even kernel at token k reaches one token further ahead than back.
 
     Raises
     ------
     ValueError
-        If a modality is unknown or without audio, a kernel for audio is even, or the text has
+        If audio is missing or a modality is unknown, a kernel for audio is even, or the text has
         another number of kernels.
 
     References
@@ -53,10 +53,14 @@ class MultiscaleCNN(nn.Module):
     ) -> None:
         channels = audio_and_text(channels)
         if any(size % 2 == 0 for size in kernels):
-            raise ValueError(f"kernels must be odd, so that frames keep their place, not {kernels}")
+            raise ValueError(
+                f"kernels must be odd, so that frames keep their place, not {kernels}: "
+                "make the even ones longer or shorter by 1"
+            )
         if "text" in channels and len(text_kernels) != len(kernels):
             raise ValueError(
-                f"text_kernels must be as many as kernels, {len(kernels)}, not {len(text_kernels)}"
+                f"text_kernels must be as many as kernels, {len(kernels)}, not "
+                f"{len(text_kernels)}: give one per kernel"
             )
         super().__init__()
         self.channels = channels
@@ -83,17 +87,19 @@ class MultiscaleCNN(nn.Module):
             If there is text, but ``channels`` has none.
         """
         text = text_beside(audio, text, self.channels)
-        heard = [statistics_pooling(maps, audio.mask) for maps in _maps(self.branches, audio)]
+        audio_pooled = [
+            statistics_pooling(maps, audio.mask) for maps in _maps(self.branches, audio)
+        ]
         if text is None:
-            return torch.cat(heard, dim=-1)
+            return torch.cat(audio_pooled, dim=-1)
         maps = _maps(self.text_branches, text)
-        read = [statistics_pooling(values, text.mask) for values in maps]
+        text_pooled = [statistics_pooling(values, text.mask) for values in maps]
         columns = torch.cat(maps, dim=1).transpose(1, 2)
-        # Three questions: the maxima of all branches, their means, their deviations.
-        questions = torch.stack([pooled.unflatten(-1, (3, -1)) for pooled in heard], dim=2)
-        scores = questions.flatten(2) @ columns.transpose(1, 2)
-        found = [attend(asked, columns, text.mask) for asked in scores.unbind(1)]
-        return torch.cat([*heard, *read, *found], dim=-1)
+        # Three queries: the maxima of all branches, their means, their deviations.
+        queries = torch.stack([pooled.unflatten(-1, (3, -1)) for pooled in audio_pooled], dim=2)
+        scores = queries.flatten(2) @ columns.transpose(1, 2)
+        attended = [attend(one, columns, text.mask) for one in scores.unbind(1)]
+        return torch.cat([*audio_pooled, *text_pooled, *attended], dim=-1)
 
 
 def _maps(branches: nn.ModuleList, padded: Padded) -> list[Tensor]:

@@ -4,39 +4,50 @@ The parameters stay those of ``nn.LSTM`` and ``nn.GRU``, whose own computation c
 over tasks and, with cuDNN, cannot be differentiated twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
+Dims = tuple[int | None, ...]
+"""The dimension of each tensor that vmap maps over; None for one that is not mapped."""
+
 
 def recurrent(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
-    """States of the last layer, from a zero initial state.
+    """Return the states of the last layer, from an initial state of zeros.
 
-    Inside ``torch.backends.cudnn.flags(enabled=False)``, which is how PyTorch is asked for
-    recurrent layers that can be differentiated twice, when compiling, and in both directions it is
-    computed here; else by the module itself, which is faster where one derivative is enough.
+    They are computed here in three cases: with two directions; when compiling; and inside
+    ``torch.backends.cudnn.flags(enabled=False)``, by which PyTorch is asked for recurrent layers
+    that can be differentiated twice. Otherwise the module computes them itself, which is faster but
+    gives only first derivatives.
 
     Parameters
     ----------
     module : nn.LSTM or nn.GRU
-        Holds the parameters; ``batch_first``, with biases, without dropout or projection.
+        Has the parameters; ``batch_first``, with biases, without dropout or projection.
     values : Tensor
         (clips, frames, channels).
     mask : Tensor
-        (clips, frames) bool; real frames come first. The reverse direction starts at the last.
+        (clips, frames) bool; real frames come first. The reverse direction starts at the last real
+        frame.
 
     Returns
     -------
     Tensor
         (clips, frames, hidden), with both directions (clips, frames, 2 x hidden). States of frames
-        that are not real mean nothing.
+        that are not real have no meaning.
+
+    Raises
+    ------
+    ValueError
+        If the module has other options than these.
     """
     if module.dropout or module.proj_size or not (module.bias and module.batch_first):
         raise ValueError(
-            "supported are recurrent layers with batch_first=True, bias=True, dropout=0 and "
-            f"proj_size=0, not {module}"
+            "recurrent layers must have batch_first=True, bias=True, dropout=0 and proj_size=0, "
+            f"not {module}: change these options"
         )
     if torch.onnx.is_in_onnx_export():
         return _exportable(module, values, mask)
@@ -44,7 +55,8 @@ def recurrent(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
     if stock and not module.bidirectional:  # the reverse direction would start in the padding
         return _stock(module, values)
     layer = _lstm if isinstance(module, nn.LSTM) else _gru
-    sequence = values.transpose(0, 1).to(module.weight_ih_l0.dtype)  # others may come from autocast
+    dtype = cast(Tensor, module.weight_ih_l0).dtype
+    sequence = values.transpose(0, 1).to(dtype)  # autocast may have given another
     for index in range(module.num_layers):
         directions, parameters = [sequence], [_parameters(module, f"l{index}")]
         if module.bidirectional:
@@ -64,29 +76,31 @@ def _stock(module: nn.LSTM | nn.GRU, values: Tensor) -> Tensor:
     there is no dropout, nothing else differs.
     """
     if module.training or not values.is_cuda:
-        return module(values)[0]
+        return cast(Tensor, module(values)[0])
     names = [f"l{index}" for index in range(module.num_layers)]
     parameters = [value for name in names for value in _parameters(module, name)]
-    kernel, start = _kernel(module, values.new_zeros(len(names), len(values), module.hidden_size))
-    return kernel(values, start, parameters, True, len(names), 0.0, True, False, True)[0]
-
-
-def _kernel(module: nn.LSTM | nn.GRU, state: Tensor) -> tuple:
-    """PyTorch's function for a kind of layer, and the initial state as it takes it."""
-    return (torch.lstm, (state, state)) if isinstance(module, nn.LSTM) else (torch.gru, state)
+    state = values.new_zeros(len(names), len(values), module.hidden_size)
+    options = (True, len(names), 0.0, True, False, True)
+    if isinstance(module, nn.LSTM):
+        return torch.lstm(values, (state, state), parameters, *options)[0]
+    return torch.gru(values, state, parameters, *options)[0]
 
 
 def _exportable(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tensor:
-    """By PyTorch's kernels, which ONNX knows; one direction at a time, as theirs begin in padding.
+    """The same by PyTorch's kernels, which ONNX knows.
 
-    The initial state is said, because the exporter would fix its number of clips.
+    One direction at a time, because the reverse direction of these kernels starts in the padding.
+    The initial state is passed, because the exporter would otherwise fix its number of clips.
     """
-    kernel, start = _kernel(module, values.new_zeros(1, values.shape[0], module.hidden_size))
+    state = values.new_zeros(1, values.shape[0], module.hidden_size)
+    options = (True, 1, 0.0, False, False, False)
 
     def run(sequence: Tensor, suffix: str) -> Tensor:
-        return kernel(
-            sequence, start, _parameters(module, suffix), True, 1, 0.0, False, False, False
-        )[0]
+        """States of one direction."""
+        parameters = _parameters(module, suffix)
+        if isinstance(module, nn.LSTM):
+            return torch.lstm(sequence, (state, state), parameters, *options)[0]
+        return torch.gru(sequence, state, parameters, *options)[0]
 
     sequence = values.transpose(0, 1)
     for index in range(module.num_layers):
@@ -99,6 +113,7 @@ def _exportable(module: nn.LSTM | nn.GRU, values: Tensor, mask: Tensor) -> Tenso
 
 
 def _parameters(module: nn.Module, suffix: str) -> list[Tensor]:
+    """Weights and biases of one layer and direction, such as those of suffix "l0_reverse"."""
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     return [getattr(module, f"{name}_{suffix}") for name in names]
 
@@ -116,7 +131,7 @@ def _gru(
 ) -> Tensor:
     """One GRU layer, (directions, frames, clips, channels) to (directions, frames, clips, hidden).
 
-    Parameters have a leading dimension of directions, too: together they take half the operations.
+    Parameters have a leading dimension of directions, too: both at once need half the operations.
     """
     hidden = weight_state.shape[2]
     inputs = torch.baddbmm(bias_in.unsqueeze(1), sequence.flatten(1, 2), weight_in.mT)
@@ -135,41 +150,46 @@ def _gru(
 def _lstm(
     sequence: Tensor, weight_in: Tensor, weight_state: Tensor, bias_in: Tensor, bias_state: Tensor
 ) -> Tensor:
-    """One LSTM layer, as ``_gru``; directions stand where ``_LSTM`` has tasks."""
+    """One LSTM layer, with the shapes of ``_gru``; directions are the tasks of ``_LSTM``."""
     scale = torch.ones_like(bias_in)
     scale.unflatten(1, (4, -1))[:, 2] = -2  # see _LSTM
     parameters = (
         weight_in * scale.unsqueeze(-1),
         weight_state * scale.unsqueeze(-1),
-        # From their sum both would get one gradient, of which autograd hands on views through
-        # torch.stack: ``.grad`` of both would share memory and add every later gradient twice.
+        # Not (bias_in + bias_state) * scale: both would get the same gradient, as views of one
+        # tensor, so that ``.grad`` of both would share memory and add every later gradient twice.
         bias_in * scale + bias_state * scale,
     )
-    return _LSTM.apply(sequence, *parameters)[0][:, 1:]
+    states: Tensor = _LSTM.apply(sequence, *parameters)[0]
+    return states[:, 1:]
 
 
 class _LSTM(Function):
     """One LSTM layer written with sigmoids alone: tanh(x) = 1 - 2 sigmoid(-2x).
 
-    PyTorch's tanh takes several times longer than its sigmoid. The candidate's weights come times
-    -2, so that with its gate g
+    PyTorch's tanh takes several times longer than its sigmoid. The weights of the candidate are
+    multiplied by -2 beforehand. With h' and c' the state and the cell of the frame before, and g
+    the gate of the candidate,
 
         (i, f, g, o) = sigmoid(a),  a = W x + U h' + b
         c = f c' + i (1 - 2g)
         h = o (1 - 2 sigmoid(-2c))
 
-    States and cells come after a frame of zeros, so that frame t of them is before frame t of the
-    inputs. ``_blocks`` and ``_after`` give both.
+    States and cells begin with a frame of zeros, so that their frame t comes before frame t of the
+    inputs. ``_blocks`` slices the inputs and the states before them, ``_after`` the states after.
     """
 
     @staticmethod
-    def forward(inputs, weight_in, weight_state, bias):
+    def forward(
+        inputs: Tensor, weight_in: Tensor, weight_state: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return states, gates and cells, each (tasks, frames, clips, …), of such inputs."""
         tasks, frames, clips, _ = inputs.shape
         hidden = weight_state.shape[2]
         gates = inputs.new_empty(tasks, frames, clips, 4 * hidden)
         states, cells = inputs.new_empty(2, tasks, frames + 1, clips, hidden).unbind()
         state, cell = states[:, 0].zero_(), cells[:, 0].zero_()
-        minus_two = inputs.new_tensor(-2.0)  # a number would be turned into a tensor each time
+        minus_two = inputs.new_tensor(-2.0)  # a number would become a new tensor each time
         for block in _blocks(gates):
             gate = gates[:, block]
             gate.flatten(1, 2).copy_(bias.unsqueeze(1)).baddbmm_(
@@ -187,19 +207,25 @@ class _LSTM(Function):
         return states, gates, cells
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the gradients need."""
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
-    def backward(ctx, grad_states, *_):
+    def backward(ctx: Any, grad_states: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the inputs and parameters."""
         if grad_states is None:
             return (None,) * 4
-        return _LSTMBackward.apply(grad_states, *ctx.saved_tensors, ctx.needs_input_grad[0])[:4]
+        gradients: tuple[Tensor | None, ...] = _LSTMBackward.apply(
+            grad_states, *ctx.saved_tensors, ctx.needs_input_grad[0]
+        )
+        return gradients[:4]
 
     @staticmethod
-    def vmap(info, in_dims, *operands):
+    def vmap(info: Any, in_dims: Dims, *operands: Any) -> tuple[tuple, Dims]:
+        """Compute many tasks at once."""
         return _more_tasks(_LSTM.apply, info.batch_size, in_dims, operands)
 
 
@@ -213,18 +239,30 @@ class _LSTMBackward(Function):
 
     the gradients come from its adjoint, run back in time. They are the derivative of <G, h> for the
     incoming G. Hence the backward of this function, with the cotangents of the gradients as a
-    direction, is the gradient of <G, dh> for the tangent dh in that direction: the tangent of the
-    forward pass, then the tangent of the adjoint, which is the adjoint with further sources.
+    direction, is the gradient of <G, dh> for the tangent dh in that direction. It is computed as
+    the tangent of the forward pass, then the tangent of the adjoint, which is the adjoint with
+    further sources. Names of tangents begin with ``way``.
     """
 
     @staticmethod
-    def forward(grad, inputs, weight_in, weight_state, bias, states, gates, cells, needs_inputs):
+    def forward(
+        grad: Tensor,
+        inputs: Tensor,
+        weight_in: Tensor,
+        weight_state: Tensor,
+        bias: Tensor,
+        states: Tensor,
+        gates: Tensor,
+        cells: Tensor,
+        needs_inputs: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return the gradients of inputs, weights and bias, then those of states and cells."""
         grad_states = grad[:, 1:].clone(memory_format=torch.contiguous_format)
         grad_cells = torch.zeros_like(grad_states)
         grad_inputs = torch.empty_like(inputs) if needs_inputs else None
         grad_in, grad_state, grad_bias = map(torch.zeros_like, (weight_in, weight_state, bias))
         for block, grad_gates in _adjoint(gates, cells, weight_state, grad_states, grad_cells):
-            if needs_inputs:
+            if grad_inputs is not None:
                 grad_input = torch.bmm(grad_gates, weight_in)
                 grad_inputs[:, block] = grad_input.view(inputs[:, block].shape)
             grad_in.baddbmm_(grad_gates.mT, inputs[:, block].flatten(1, 2))
@@ -233,14 +271,23 @@ class _LSTMBackward(Function):
         return grad_inputs, grad_in, grad_state, grad_bias, grad_states, grad_cells
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Keep what the second derivatives need."""
         ctx.mark_non_differentiable(*output[4:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[1:-1], *output[4:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, way_inputs, way_in, way_state, way_bias, *_):
+    def backward(
+        ctx: Any,
+        way_inputs: Tensor | None,
+        way_in: Tensor | None,
+        way_state: Tensor | None,
+        way_bias: Tensor | None,
+        *_: None,
+    ) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the arguments of ``forward``, for cotangents of its gradients."""
         inputs, weight_in, weight_state, bias, states, gates, cells, grad_states, grad_cells = (
             ctx.saved_tensors
         )
@@ -273,7 +320,7 @@ class _LSTMBackward(Function):
                 torch.add(from_i, from_f, out=next_cell).add_(from_g).addcmul_(forget, cell)
                 state, cell = next_state, next_cell
                 torch.addcmul(from_o, q_, cell, out=state)
-            # How the slopes change makes the sources.
+            # The sources are the changes of the slopes.
             dh, dc = grad_states[:, block], grad_cells[:, block]
             r = torch.mul(cells[:, after], -2).sigmoid_()
             way_i, way_f, way_g, way_o = _times_slope(way, gate).chunk(4, dim=-1)
@@ -302,14 +349,18 @@ class _LSTMBackward(Function):
         return (way_states, grad_inputs, grad_in, grad_state, grad_bias, *[None] * 4)
 
     @staticmethod
-    def vmap(info, in_dims, *operands):
+    def vmap(info: Any, in_dims: Dims, *operands: Any) -> tuple[tuple, Dims]:
+        """Compute many tasks at once."""
         return _more_tasks(_LSTMBackward.apply, info.batch_size, in_dims, operands)
 
 
-def _more_tasks(function, size: int, in_dims: tuple, operands: tuple) -> tuple[tuple, tuple]:
-    """Give vmap's ``size`` to the leading task dimension of all tensors; outputs and their dims."""
+def _more_tasks(
+    function: Callable[..., tuple], size: int, in_dims: Dims, operands: tuple
+) -> tuple[tuple, Dims]:
+    """Outputs and their mapped dimensions, with vmap's ``size`` tasks joined to the tasks."""
 
-    def join(operand, dim):
+    def join(operand: Any, dim: int | None) -> Any:
+        """A tensor with all tasks in its leading dimension; anything else as it is."""
         if not isinstance(operand, Tensor):
             return operand
         if dim is None:
@@ -329,13 +380,13 @@ def _adjoint(
     grad_cells: Tensor,
     sources: Tensor | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Run the adjoint back in time, in place; yield blocks and their gradients of the gates.
+    """Run the adjoint back in time, in place; yield each block with the gradients of its gates.
 
-    Gradients of states, cells and gates that come from elsewhere are in ``grad_states``,
-    ``grad_cells`` and, unless None, ``sources``. Gradients of gates are (tasks, frames of the block
-    x clips, 4 x hidden).
+    ``grad_states``, ``grad_cells`` and, unless None, ``sources`` hold the gradients of states,
+    cells and gates that come from elsewhere. Gradients of gates are (tasks, frames of the block x
+    clips, 4 x hidden).
     """
-    later = None
+    later: tuple[Tensor, Tensor, Tensor] | None = None
     for block in reversed(_blocks(gates)):
         forget = gates[:, block].chunk(4, dim=-1)[1]
         slopes, q = _linearise(gates[:, block], cells[:, block], cells[:, _after(block)])
@@ -359,7 +410,7 @@ def _adjoint(
 
 
 def _linearise(gates: Tensor, past: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors L, as wide as the gates, and q, as wide as the cells."""
+    """The factors L, as wide as the gates, and q, as wide as the cells; see ``_LSTMBackward``."""
     i, _, g, o = gates.chunk(4, dim=-1)
     r = torch.mul(cells, -2).sigmoid_()
     factors = _factors(i, past, g, r)
@@ -369,7 +420,7 @@ def _linearise(gates: Tensor, past: Tensor, cells: Tensor) -> tuple[Tensor, Tens
 
 
 def _factors(i: Tensor, past: Tensor, g: Tensor, r: Tensor) -> Tensor:
-    """-2g, c', -2i and -2r side by side: what the slopes of the gates get multiplied by."""
+    """The factors -2g, c', -2i and -2r of the slopes of the gates, concatenated."""
     factors = i.new_empty(*i.shape[:-1], 4, i.shape[-1])
     for index, part in ((0, g), (2, i), (3, r)):
         torch.mul(part, -2, out=factors[..., index, :])
@@ -378,7 +429,7 @@ def _factors(i: Tensor, past: Tensor, g: Tensor, r: Tensor) -> Tensor:
 
 
 def _spread(factors: Tensor, grad_cells: Tensor, grad_states: Tensor) -> Tensor:
-    """Multiply in place the factors of i, f and g by the cells' gradient, of o by the states'."""
+    """Multiply factors in place: of i, f and g by the cells' gradient, of o by the states'."""
     quarters = factors.unflatten(-1, (4, -1))
     quarters[..., :3, :].mul_(grad_cells.unsqueeze(-2))
     quarters[..., 3, :].mul_(grad_states)
@@ -387,19 +438,21 @@ def _spread(factors: Tensor, grad_cells: Tensor, grad_states: Tensor) -> Tensor:
 
 def _times_slope(values: Tensor, gates: Tensor) -> Tensor:
     """Values times the slope of the sigmoid where it has the value ``gates``."""
-    return torch.ops.aten.sigmoid_backward(values, gates)
+    return cast(Tensor, torch.ops.aten.sigmoid_backward(values, gates))
 
 
 def _frames(*sequences: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The frames of several sequences (tasks, frames, …), one after the other."""
     return zip(*(sequence.unbind(1) for sequence in sequences))
 
 
 def _blocks(gates: Tensor) -> list[slice]:
-    """Slices of frames: what is made within one stays in the cache, and its products are large."""
+    """Slices of frames, small enough for the processor's cache, large enough for fast products."""
     _, frames, clips, _ = gates.shape
     size = max(1, 512 // clips)
     return [slice(start, min(start + size, frames)) for start in range(0, frames, size)]
 
 
 def _after(block: slice) -> slice:
+    """The slice of states and cells after the frames of a block."""
     return slice(block.start + 1, block.stop + 1)

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -113,8 +113,7 @@ class RepLKNet(nn.Module):
         """Return embeddings (clips, dim)."""
         mask = audio.mask
         maps = audio.values.masked_fill(~mask.unsqueeze(-1), 0).unsqueeze(-1)
-        stages = [cast(nn.ModuleList, stage) for stage in self.stages]
-        for layer in (*self.stem, *(layer for stage in stages for layer in stage)):
+        for layer in (*self.stem, *(layer for stage in self.stages for layer in stage.children())):
             maps, mask = layer(maps, mask)
         return masked_mean(self.norm(maps, mask).mean(dim=2), mask)
 

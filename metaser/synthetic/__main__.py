@@ -1,4 +1,4 @@
-"""Speak one made-up corpus: the fresh process of `generate`."""
+"""Speak one made-up corpus: the program of the new process that `generate` starts."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,7 @@ from metaser.synthetic.texts import LANGUAGES
 
 
 def _main(arguments: list[str] | None = None) -> None:
+    """Speak the corpus that the command line describes."""
     parser = argparse.ArgumentParser(description="Speak one synthetic corpus (used by generate).")
     parser.add_argument("folder", type=Path)
     parser.add_argument("language", choices=sorted(LANGUAGES))

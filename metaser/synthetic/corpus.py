@@ -1,8 +1,8 @@
 """Speak a made-up emotional corpus in many languages: synthetic data for tests, demo and notebooks.
 
 **Everything made here is synthetic.** eSpeak NG reads short everyday sentences aloud; four emotions
-(angry, happy, neutral, sad) are imitated by prosody alone. Scores on it show that a pipeline learns
-and adapts; they say nothing about how people express emotion.
+(angry, happy, neutral, sad) are imitated by prosody alone. Scores on this speech show that a
+pipeline learns and adapts; they say nothing about how people express emotion.
 
 The direction of each cue follows published acoustic correlates of vocal emotion [1]_ [2]_ [3]_
 [4]_:
@@ -14,18 +14,19 @@ sad        lower pitch, narrower pitch range, slower, softer, less energy at hig
 =========  ==========================================================================
 
 The sizes of the effects, and the breath noise, tremor and pitch slope, are choices of this module.
-Beside the audio every clip has a transcript and a video of a mouth, with cues of their own, so that
-fusion can be tested: an interjection that is written, but not spoken, and of the clip's emotion
-with a known probability (``TOLD``); and lips that open with the voice, the wider the higher the
-arousal, and whose corners rise with the valence, both with known noise (``FACE_NOISE``).
+In addition to the audio every clip has a transcript and a video of a mouth. Each has a cue of its
+own, so that fusion can be tested. The transcript begins with an interjection that is not spoken; it
+belongs to the clip's emotion with a known probability (``TOLD``). The lips open with the voice, the
+wider the higher the arousal, and their corners rise with the valence, both with known noise
+(``FACE_NOISE``).
 
-Each clip draws its own strength for each cue, each speaker leans on cues of their own, each
-language weighs and bends the cues in its own way, and each corpus has one recording situation
-(level, noise, band limits, reverberation): the classes overlap, and adapting to a language pays.
+Each clip draws its own strength of each cue, each speaker prefers some cues, each language weights
+and shifts the cues in its own way, and each corpus has one recording situation (level, noise, band
+limits, reverberation). So the classes overlap, and adapting to a language improves the scores.
 
 The engine is a separate, optional program library, loaded at run time and never shipped with
-MetaSER (``pip install "metaser[synthetic]"`` brings it through ``espeakng-loader``). The source
-headers of eSpeak NG state GPL version 3 or later; the wheel itself carries no licence file.
+MetaSER (``pip install "metaser[synthetic]"`` installs it through ``espeakng-loader``). The source
+headers of eSpeak NG state GPL version 3 or later; the wheel itself has no licence file.
 
 References
 ----------
@@ -50,6 +51,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -60,6 +62,8 @@ from metaser.synthetic.texts import EMOTIONS, LANGUAGES, TEXTS, draw_interjectio
 from metaser.synthetic.voice import CUES, RATE, Engine, draw_situation, draw_speakers, record, say
 
 STAMP = "synthetic.json"
+"""The file that marks a complete corpus and holds its arguments."""
+
 AROUSAL = {"angry": 0.8, "happy": 0.6, "neutral": 0.0, "sad": -0.6}
 VALENCE = {"angry": -0.7, "happy": 0.8, "neutral": 0.0, "sad": -0.7}
 PROTOTYPES = {
@@ -69,14 +73,14 @@ PROTOTYPES = {
     "sad": np.array([-0.6, -0.9, -0.9, -1.0, -0.9, 0.5, 0.5, -0.5]),
 }
 LANGUAGE_SPREAD = 0.3  # log-sd of a language's weight of a cue
-LANGUAGE_BEND = np.array([0.5, 0.5, 0.5, 0.5, 0.7, 1.2, 0.6, 0.8])  # sd of what it adds, in units
+LANGUAGE_BEND = np.array([0.5, 0.5, 0.5, 0.5, 0.7, 1.2, 0.6, 0.8])  # sd of its shifts, in units
 CLIP_STRENGTH = 0.3  # sd of a clip's overall strength around 1
 CLIP_NOISE = 0.3  # sd of each cue from clip to clip, in units
-MOOD = 0.3  # sd of what the arousal cues of a clip share, in units
-MOODY = np.array([1, 1, 1, 1, 1, 0, 0, 0])  # which cues those are
+MOOD = 0.3  # sd of the shift that the arousal cues of a clip have in common, in units
+MOODY = np.array([1, 1, 1, 1, 1, 0, 0, 0])  # 1 for an arousal cue
 _MISSING = (
-    "the made-up languages are spoken by eSpeak NG, and the package espeakng-loader is not "
-    'installed. Run: pip install "metaser[synthetic]"'
+    "the package espeakng-loader must be installed for eSpeak NG to speak the made-up languages. "
+    'Run: pip install "metaser[synthetic]"'
 )
 
 
@@ -90,24 +94,25 @@ def generate(
     """Speak a synthetic corpus per language, with task folders, below ``folder``.
 
     Writes ``audio/<corpus>/<speaker>_<emotion>_<text>_<take>.wav`` (16 kHz, 16 bit, mono, about 1
-    to 3 s), beside them ``transcripts.csv`` and ``lips.npz``, and
-    ``tasks/<language>_synthetic/`` with ``task.toml``, ``README.md`` and ``cues.csv``
-    (what each clip was made from). The folder takes its name when complete; it is used again for
-    the same arguments, and refused for others. The same arguments give the same bytes on one
-    machine, whatever other languages or calls there are: each corpus has a fresh process.
+    to 3 s), next to them ``transcripts.csv`` and ``lips.npz``, and
+    ``tasks/<language>_synthetic/`` with ``task.toml``, ``README.md`` and ``cues.csv`` (the cues
+    that each clip was made from). The folder gets its name only when it is complete. A second call
+    with the same arguments uses it again, one with other arguments is refused. On one machine the
+    same arguments give the same bytes, whatever other languages or calls there are, because each
+    corpus has a new process.
 
     Parameters
     ----------
     folder : path
-        Where the corpora go. New, empty, or made by an earlier call.
+        Where to write the corpora. New, empty, or written by an earlier call.
     languages : iterable of str, optional
-        ISO 639 codes out of ``LANGUAGES``, in any order; all of them by default.
+        ISO 639 codes from ``LANGUAGES``, in any order; all of them by default.
     speakers : int
         Speakers per language, at least 2, alternately female and male.
     sentences : int
-        Clips of each emotion per speaker, at least 1: the eight texts in turn, then further takes.
+        Clips per emotion and speaker, at least 1: the eight texts in turn, then further takes.
     seed : int
-        Seed of everything random, at least 0.
+        Seed of all random numbers, at least 0.
 
     Returns
     -------
@@ -117,39 +122,46 @@ def generate(
     Raises
     ------
     ValueError
-        For an unknown language, a number out of range, or a folder that holds something else.
+        If a language is unknown, a number is out of range, or the folder holds something else.
     ModuleNotFoundError
         If ``espeakng-loader`` is not installed.
+    RuntimeError
+        If the engine fails.
     """
     folder = Path(folder)
-    wanted = _arguments(languages, speakers, sentences, seed)
-    if _reusable(folder, wanted):
+    arguments = _arguments(languages, speakers, sentences, seed)
+    if _reusable(folder, arguments):
         return folder
     if importlib.util.find_spec("espeakng_loader") is None:
         raise ModuleNotFoundError(_MISSING)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
-        for language in wanted["languages"]:
+        for language in arguments["languages"]:
             _speak_elsewhere(partial, language, speakers, sentences, seed)
-        (partial / STAMP).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-        _publish(partial, folder, wanted)
+        (partial / STAMP).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
+        _publish(partial, folder, arguments)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _arguments(languages: Iterable[str] | None, speakers: int, sentences: int, seed: int) -> dict:
-    """Checked arguments as the stamp holds them."""
+def _arguments(
+    languages: Iterable[str] | None, speakers: int, sentences: int, seed: int
+) -> dict[str, Any]:
+    """The arguments, checked, in the form of the stamp."""
     codes = sorted(LANGUAGES) if languages is None else sorted(set(languages))
     if not codes:
-        raise ValueError(f"languages is empty; name one or more of: {', '.join(LANGUAGES)}")
+        raise ValueError(
+            f"languages must not be empty: name one or more of {', '.join(LANGUAGES)}, or None for "
+            "all of them"
+        )
     for code in codes:
         if code not in LANGUAGES:
             near = difflib.get_close_matches(code, LANGUAGES, n=1, cutoff=0.1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"no made-up language {code!r}; there are: {', '.join(LANGUAGES)}.{hint}"
+                f"a made-up language must be one of {', '.join(LANGUAGES)}, not {code!r}.{hint}"
             )
     for name, value, least in (
         ("speakers", speakers, 2),
@@ -157,7 +169,9 @@ def _arguments(languages: Iterable[str] | None, speakers: int, sentences: int, s
         ("seed", seed, 0),
     ):
         if value != int(value) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            raise ValueError(
+                f"{name} must be a whole number of at least {least}, not {value!r}: change {name}"
+            )
     return {
         "synthetic": True,
         "version": VERSION,
@@ -168,50 +182,56 @@ def _arguments(languages: Iterable[str] | None, speakers: int, sentences: int, s
     }
 
 
-def _reusable(folder: Path, wanted: dict) -> bool:
-    """Whether ``folder`` is complete and made with the arguments wanted; an error if otherwise."""
+def _reusable(folder: Path, arguments: dict[str, Any]) -> bool:
+    """Whether ``folder`` has all clips of these arguments; False if it is new or empty.
+
+    Raises
+    ------
+    ValueError
+        If it holds anything else.
+    """
     stamp = folder / STAMP
     if not stamp.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(
-                f"{folder} exists and holds no {STAMP}, so it was not made here; "
-                "name a new or empty folder"
+                f"{folder} must be new, empty or written by an earlier call, but it holds no "
+                f"{STAMP}: name a new or empty folder"
             )
         return False
-    found = json.loads(stamp.read_text(encoding="utf-8"))
-    if found != wanted:
-        differs = [k for k in {**found, **wanted} if found.get(k) != wanted.get(k)]
-        was = ", ".join(f"{k} = {found.get(k)!r}" for k in differs)
-        now = ", ".join(f"{k} = {wanted.get(k)!r}" for k in differs)
+    earlier = json.loads(stamp.read_text(encoding="utf-8"))
+    if earlier != arguments:
+        keys = [key for key in {**earlier, **arguments} if earlier.get(key) != arguments.get(key)]
+        before = ", ".join(f"{key} = {earlier.get(key)!r}" for key in keys)
+        now = ", ".join(f"{key} = {arguments.get(key)!r}" for key in keys)
         raise ValueError(
-            f"{folder} holds a synthetic corpus made with {was}, and {now} is asked for; "
+            f"{folder} must hold a synthetic corpus with {now}, not with {before}: "
             "name another folder or delete this one"
         )
-    clips = wanted["speakers"] * wanted["sentences"] * len(EMOTIONS)
-    for language in wanted["languages"]:
+    expected = arguments["speakers"] * arguments["sentences"] * len(EMOTIONS)
+    for language in arguments["languages"]:
         present = len(list((folder / "audio" / corpus_name(language)).glob("*.wav")))
-        if present != clips:
+        if present != expected:
             raise ValueError(
-                f"{folder / 'audio' / corpus_name(language)} should hold {clips} clips and holds "
-                f"{present}; delete {folder} and make it again"
+                f"{folder / 'audio' / corpus_name(language)} must hold {expected} clips, not "
+                f"{present}: delete {folder} and make it again"
             )
     return True
 
 
-def _publish(partial: Path, folder: Path, wanted: dict) -> None:
-    """Give the complete corpus its name; accept the same corpus made meanwhile by another run."""
+def _publish(partial: Path, folder: Path, arguments: dict[str, Any]) -> None:
+    """Give the complete corpus its name, unless another run has just made the same corpus."""
     partial.chmod(0o755)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
     try:
         partial.rename(folder)
     except OSError:
-        if not _reusable(folder, wanted):
+        if not _reusable(folder, arguments):
             raise
 
 
 def _speak_elsewhere(folder: Path, language: str, speakers: int, sentences: int, seed: int) -> None:
-    """Speak one corpus in a fresh process: the engine's output depends on what it said before."""
+    """Speak one corpus in a new process: the engine's output depends on what it said before."""
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [sys.executable, "-m", "metaser.synthetic", str(folder.resolve()), language]
@@ -228,12 +248,23 @@ def _speak_elsewhere(folder: Path, language: str, speakers: int, sentences: int,
     )
     if done.returncode:
         raise RuntimeError(
-            f"speaking {LANGUAGES[language]} failed (exit status {done.returncode}):\n{done.stderr}"
+            f"eSpeak NG must speak {LANGUAGES[language]}, but it failed (exit status "
+            f"{done.returncode}):\n{done.stderr}"
         )
 
 
 def speak_corpus(folder: Path, language: str, speakers: int, sentences: int, seed: int) -> None:
-    """Write the audio and the task folder of one language; to be run in a fresh process."""
+    """Write the audio and the task folder of one language; run it in a new process.
+
+    Parameters
+    ----------
+    folder : Path
+        Where to write ``audio`` and ``tasks``.
+    language : str
+        A key of ``LANGUAGES``.
+    speakers, sentences, seed : int
+        As in ``generate``.
+    """
     audio = folder / "audio" / corpus_name(language)
     task = folder / "tasks" / f"{language}_synthetic"
     audio.mkdir(parents=True)
@@ -242,16 +273,21 @@ def speak_corpus(folder: Path, language: str, speakers: int, sentences: int, see
     world = np.random.default_rng([*key, 0])
     situation = draw_situation(world)
     weights = np.exp(world.normal(0, LANGUAGE_SPREAD, len(CUES)))
-    means = {e: weights * (PROTOTYPES[e] + world.normal(0, LANGUAGE_BEND)) for e in EMOTIONS}
+    means = {
+        emotion: weights * (PROTOTYPES[emotion] + world.normal(0, LANGUAGE_BEND))
+        for emotion in EMOTIONS
+    }
     cast = draw_speakers(world, speakers)
     engine = Engine()
     words, faces = draw_words(key), draw_faces(key, speakers)
-    rows, transcripts, lips = [], [], {}
+    rows: list[list] = []
+    transcripts: list[list] = []
+    lips: dict[str, Any] = {}  # of arrays; the type of savez_compressed takes no dict of arrays
     grid = itertools.product(range(speakers), range(len(EMOTIONS)), range(sentences))
-    for one, two, three in grid:
-        rng = np.random.default_rng([*key, 1, one, two, three])
-        speaker, emotion = cast[one], EMOTIONS[two]
-        take, text = divmod(three, len(TEXTS[language]))
+    for speaker_index, emotion_index, sentence in grid:
+        rng = np.random.default_rng([*key, 1, speaker_index, emotion_index, sentence])
+        speaker, emotion = cast[speaker_index], EMOTIONS[emotion_index]
+        take, text = divmod(sentence, len(TEXTS[language]))
         strength = np.clip(rng.normal(1, CLIP_STRENGTH), 0.2, 1.8)
         mood = rng.normal(0, MOOD) * MOODY
         cues = speaker.style * means[emotion] * strength + mood
@@ -262,11 +298,12 @@ def speak_corpus(folder: Path, language: str, speakers: int, sentences: int, see
         soundfile.write(audio / name, clip, RATE)
         arousal = AROUSAL[emotion] * strength + 0.25 * mood[0]
         valence = VALENCE[emotion] * strength
-        beside = np.random.default_rng([*key, 2, one, two, three])  # the audio stays as it was
-        word = draw_interjection(words, emotion, beside)
-        face = np.array([arousal, valence]) + beside.normal(0, FACE_NOISE, 2)
+        # Random numbers of their own, so that the audio does not depend on text and video.
+        other_rng = np.random.default_rng([*key, 2, speaker_index, emotion_index, sentence])
+        word = draw_interjection(words, emotion, other_rng)
+        face = np.array([arousal, valence]) + other_rng.normal(0, FACE_NOISE, 2)
         transcripts.append([name, f"{word.capitalize()}! {TEXTS[language][text]}"])
-        lips[Path(name).stem] = film(clip, *face, faces[one])
+        lips[Path(name).stem] = film(clip, face[0], face[1], faces[speaker_index])
         numbers = np.round([arousal, valence, *cues, *face], 3).tolist()
         rows.append([name, emotion, *numbers, word])
     columns = ["arousal", "valence", *CUES, "face_arousal", "face_valence", "interjection"]

@@ -11,12 +11,12 @@ VERSION = 2  # raised whenever the same arguments would make other data
 
 
 def corpus_name(language: str) -> str:
-    """Return the name of a language's made-up corpus."""
+    """Return the name of a language's corpus, which is also that of its audio folder."""
     return f"SYNTHETIC-{language.upper()}"
 
 
 def write_table(path: Path, columns: list[str], rows: list[list]) -> None:
-    """Write rows of a table as CSV, the names of its columns first."""
+    """Write a CSV file with these column names and rows."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)
@@ -26,10 +26,26 @@ def write_table(path: Path, columns: list[str], rows: list[list]) -> None:
 def write_task(
     task: Path, language: str, cast: list[Speaker], clips: int, seed: int, situation: Situation
 ) -> None:
-    """The task folder: what any other corpus has, marked as synthetic."""
+    """Write the files of a task folder like that of any other corpus, marked as synthetic.
+
+    Parameters
+    ----------
+    task : Path
+        The folder, which exists.
+    language : str
+        A key of ``LANGUAGES``.
+    cast : list of Speaker
+        The speakers.
+    clips : int
+        Number of clips.
+    seed : int
+        The seed of ``generate``.
+    situation : Situation
+        How the corpus was "recorded".
+    """
     corpus = corpus_name(language)
     emotions = "\n".join(f'{emotion} = "{emotion}"' for emotion in EMOTIONS)
-    facts = f"""# Synthetic speech made by metaser.synthetic: no person speaks here.
+    description = f"""# Synthetic speech made by metaser.synthetic: no person speaks here.
 language   = "{language}"
 corpus     = "{corpus}"
 audio      = "{corpus}"
@@ -64,13 +80,13 @@ columns = {{ file = "file", arousal = "arousal", valence = "valence" }}
 [examples]
 "F01_angry_1_1.wav" = {{ speaker = "F01", emotion = "angry" }}
 """
-    (task / "task.toml").write_text(facts, encoding="utf-8")
+    (task / "task.toml").write_text(description, encoding="utf-8")
     card = _card(language, cast, clips, seed, situation)
     (task / "README.md").write_text(card, encoding="utf-8")
 
 
 def _card(language: str, cast: list[Speaker], clips: int, seed: int, situation: Situation) -> str:
-    """README of a task folder."""
+    """The README of a task folder."""
     voices = ", ".join(f"{speaker.name} {speaker.variant}" for speaker in cast)
     texts = "\n".join(f"{n}. {text}" for n, text in enumerate(TEXTS[language], start=1))
     recording = (

@@ -121,14 +121,25 @@ TEXTS = {
 
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 
-TOLD = 0.5  # probability that an interjection was chosen for the emotion; else it is any of all
-STEMS = {"angry": "gra", "happy": "hi", "neutral": "mo", "sad": "ulu"}  # in all languages alike
-ENDINGS = ("n", "k", "s", "ba", "de", "fi", "jo", "ta", "vu", "ze")  # in each language others
-INTERJECTIONS = 3  # of each emotion in a language
+TOLD = 0.5  # probability that an interjection is drawn for the emotion; otherwise from all
+STEMS = {"angry": "gra", "happy": "hi", "neutral": "mo", "sad": "ulu"}  # the same in all languages
+ENDINGS = ("n", "k", "s", "ba", "de", "fi", "jo", "ta", "vu", "ze")  # each language draws some
+INTERJECTIONS = 3  # per emotion and language
 
 
 def draw_words(key: list[int]) -> dict[str, list[str]]:
-    """The interjections of each emotion in one language: the stem that all share, own endings."""
+    """Draw the interjections of one language: common stems with endings of this language.
+
+    Parameters
+    ----------
+    key : list of int
+        Seed of the corpus.
+
+    Returns
+    -------
+    dict of str to list of str
+        ``INTERJECTIONS`` words per emotion.
+    """
     rng = np.random.default_rng([*key, 3])
     return {
         emotion: [stem + end for end in rng.choice(ENDINGS, INTERJECTIONS, replace=False)]
@@ -137,6 +148,16 @@ def draw_words(key: list[int]) -> dict[str, list[str]]:
 
 
 def draw_interjection(words: dict[str, list[str]], emotion: str, rng: np.random.Generator) -> str:
-    """A word of the emotion with probability ``TOLD``, else of an emotion drawn from all."""
-    told = emotion if rng.random() < TOLD else EMOTIONS[rng.integers(len(EMOTIONS))]
-    return words[told][rng.integers(INTERJECTIONS)]
+    """Draw a word of the emotion with probability ``TOLD``, otherwise of a random emotion.
+
+    Parameters
+    ----------
+    words : dict of str to list of str
+        What ``draw_words`` returns.
+    emotion : str
+        One of ``EMOTIONS``.
+    rng : numpy.random.Generator
+        Source of random numbers.
+    """
+    hint = emotion if rng.random() < TOLD else EMOTIONS[rng.integers(len(EMOTIONS))]
+    return words[hint][rng.integers(INTERJECTIONS)]

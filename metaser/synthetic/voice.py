@@ -25,7 +25,21 @@ SEMITONES_PER_STEP = 0.245  # of eSpeak NG's pitch setting, 50 being the voice's
 
 @dataclass(frozen=True)
 class Situation:
-    """How one corpus was "recorded": dBFS, dB, Hz, Hz, seconds, share of reflected sound."""
+    """How one corpus was "recorded".
+
+    Attributes
+    ----------
+    level : float
+        Loudness of speech in dBFS.
+    snr : float
+        Distance from the speech down to the noise in dB.
+    low_cut, high_cut : float
+        The band that passes, in Hz.
+    reverberation : float
+        Seconds until reflections have lost 60 dB.
+    wet : float
+        Share of reflected sound.
+    """
 
     level: float
     snr: float
@@ -37,7 +51,23 @@ class Situation:
 
 @dataclass(frozen=True)
 class Speaker:
-    """One voice: engine variant, habits (in cue units) and style (weight of each cue)."""
+    """One voice.
+
+    Attributes
+    ----------
+    name : str
+        Gender and number, such as "F01".
+    gender : str
+        "F" or "M".
+    variant : str
+        Voice variant of the engine.
+    tract : float
+        Factor of the playing rate; above 1 the vocal tract is shorter.
+    habits : ndarray
+        (cues,) what the speaker adds to each cue, in cue units.
+    style : ndarray
+        (cues,) weight of each cue.
+    """
 
     name: str
     gender: str
@@ -48,7 +78,7 @@ class Speaker:
 
 
 def draw_situation(rng: np.random.Generator) -> Situation:
-    """Draw the recording situation of a made-up corpus."""
+    """Draw the recording situation of a corpus."""
     return Situation(
         level=rng.uniform(-33, -26),
         snr=rng.uniform(22, 38),
@@ -60,7 +90,7 @@ def draw_situation(rng: np.random.Generator) -> Situation:
 
 
 def draw_speakers(rng: np.random.Generator, count: int) -> list[Speaker]:
-    """A cast, alternately female and male, with engine voices in random order."""
+    """Draw the speakers of a corpus, alternately female and male, with random engine voices."""
     voices = {gender: rng.permutation(names) for gender, names in VARIANTS.items()}
     cast = []
     for number in range(count):
@@ -80,7 +110,13 @@ def draw_speakers(rng: np.random.Generator, count: int) -> list[Speaker]:
 
 
 class Engine:
-    """eSpeak NG, loaded once per process; its output depends on what it has said before."""
+    """eSpeak NG, loaded once per process; its output depends on what it has said before.
+
+    Attributes
+    ----------
+    rate : int
+        Samples per second of its speech.
+    """
 
     def __init__(self) -> None:
         import espeakng_loader
@@ -90,23 +126,55 @@ class Engine:
         synchronous, no_exit = 2, 0x8000
         self.rate = self._library.espeak_Initialize(synchronous, 0, data, no_exit)
         if self.rate <= 0:
-            raise RuntimeError(f"eSpeak NG found no data in {os.fsdecode(data)}")
-        if self._library.espeak_ng_SetRandSeed(ctypes.c_long(1)):  # it starts from the clock
-            raise RuntimeError("eSpeak NG did not take a seed for its breath noise")
+            raise RuntimeError(
+                f"the data of eSpeak NG must be in {os.fsdecode(data)}, but it finds none there: "
+                "install espeakng-loader again"
+            )
+        if self._library.espeak_ng_SetRandSeed(ctypes.c_long(1)):  # by default it is the clock
+            raise RuntimeError(
+                "eSpeak NG must take a seed for its breath noise, but refuses it: install another "
+                "version of espeakng-loader"
+            )
         self._blocks: list[bytes] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
         self._callback = kind(self._collect)
         self._library.espeak_SetSynthCallback(self._callback)
 
     def _collect(self, samples: int | None, count: int, events: int | None) -> int:
+        """Keep a block of samples that the engine hands over; 0 tells it to go on."""
         if samples and count > 0:
             self._blocks.append(ctypes.string_at(samples, 2 * count))
         return 0
 
     def speak(self, voice: str, text: str, words: int, pitch: int, spread: int) -> np.ndarray:
-        """Speech of a text as float64 in [-1, 1] at ``self.rate``, quiet edges cut."""
+        """Speak a text.
+
+        Parameters
+        ----------
+        voice : str
+            Language and variant, such as "it+f1".
+        text : str
+            What to say.
+        words : int
+            Words per minute.
+        pitch, spread : int
+            Pitch and pitch range, from 0 to 99, of the engine's settings.
+
+        Returns
+        -------
+        ndarray
+            (samples,) float64 in [-1, 1] at ``self.rate``, without the quiet start and end.
+
+        Raises
+        ------
+        RuntimeError
+            If the engine does not know the voice or gives no sound.
+        """
         if self._library.espeak_SetVoiceByName(voice.encode()):
-            raise RuntimeError(f"eSpeak NG has no voice {voice!r}")
+            raise RuntimeError(
+                f"eSpeak NG must have the voice {voice!r}, but does not: install another version "
+                "of espeakng-loader"
+            )
         rate_parameter, pitch_parameter, range_parameter = 1, 3, 4
         self._library.espeak_SetParameter(rate_parameter, words, 0)
         self._library.espeak_SetParameter(pitch_parameter, pitch, 0)
@@ -114,19 +182,40 @@ class Engine:
         self._blocks.clear()
         line, utf8 = text.encode(), 1
         if self._library.espeak_Synth(line, len(line) + 1, 0, 0, 0, utf8, None, None):
-            raise RuntimeError(f"eSpeak NG could not speak {text!r}")
+            raise RuntimeError(f"eSpeak NG must speak {text!r}, but reports an error")
         speech = np.frombuffer(b"".join(self._blocks), np.int16) / 32768
         loud = np.flatnonzero(np.abs(speech) > 0.01)
         if len(loud) == 0:
-            raise RuntimeError(f"eSpeak NG was silent on {text!r} with the voice {voice!r}")
+            raise RuntimeError(
+                f"eSpeak NG must speak {text!r}, but is silent with the voice {voice!r}"
+            )
         return speech[loud[0] : loud[-1] + 1]
 
 
 def say(engine: Engine, language: str, text: str, speaker: Speaker, cues: np.ndarray) -> np.ndarray:
-    """Speech at 2 * RATE with the pitch, range, rate, tremor and slope the cues ask for.
+    """Speak a text with the pitch, range, rate, tremor and slope of the cues.
 
-    A vocal tract is made longer or shorter by playing the speech at another rate, with pitch and
-    speaking rate set to undo that; tremor and slope come from a playing rate that varies.
+    Playing the speech at another rate makes the vocal tract longer or shorter; the pitch and the
+    speaking rate of the engine are set to undo the side effects. A playing rate that varies gives
+    tremor and slope.
+
+    Parameters
+    ----------
+    engine : Engine
+        The engine.
+    language : str
+        A key of ``LANGUAGES``.
+    text : str
+        What to say.
+    speaker : Speaker
+        Who says it.
+    cues : ndarray
+        (cues,) in the order and the units of ``CUES``.
+
+    Returns
+    -------
+    ndarray
+        (samples,) float64 at 2 * ``RATE``.
     """
     pitch, spread, rate, _, _, _, tremor, slope = (cues + speaker.habits) * UNITS
     semitones = pitch - 12 * np.log2(speaker.tract)
@@ -152,7 +241,26 @@ def record(
     situation: Situation,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The clip as the corpus holds it: voice quality and loudness, then the recording situation."""
+    """Return the clip of the corpus: voice quality and loudness, then the recording situation.
+
+    Parameters
+    ----------
+    speech : ndarray
+        (samples,) at 2 * ``RATE``, from ``say``.
+    speaker : Speaker
+        Who says it.
+    cues : ndarray
+        (cues,) in the order and the units of ``CUES``.
+    situation : Situation
+        How the corpus is "recorded".
+    rng : numpy.random.Generator
+        Source of random numbers.
+
+    Returns
+    -------
+    ndarray
+        (samples,) float64 in [-1, 1] at ``RATE``.
+    """
     _, _, _, level, brightness, breath, _, _ = (cues + speaker.habits) * UNITS
     voice = soxr.resample(speech, 2 * RATE, RATE)
     edges = rng.integers(RATE // 20, RATE // 6, 2)
@@ -169,6 +277,7 @@ def record(
 
 
 def _rms(signal: np.ndarray) -> float:
+    """Root of the mean square."""
     return float(np.sqrt(np.mean(signal**2)))
 
 
@@ -177,7 +286,7 @@ def _fast_size(length: int) -> int:
     return -(-length // 4096) * 4096
 
 
-def _filter(signal: np.ndarray, gain: Callable) -> np.ndarray:
+def _filter(signal: np.ndarray, gain: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Zero-phase filter; ``gain`` maps frequencies in Hz to amplitude factors."""
     size = _fast_size(len(signal) + RATE // 10)
     spectrum = np.fft.rfft(signal, size)
@@ -185,18 +294,18 @@ def _filter(signal: np.ndarray, gain: Callable) -> np.ndarray:
 
 
 def _tilt(hertz: np.ndarray, decibels: float) -> np.ndarray:
-    """Gain that changes by so many dB per octave between 250 Hz and 6 kHz, 1 at 1 kHz."""
-    return 10 ** (decibels * np.log2(np.clip(hertz, 250, 6000) / 1000) / 20)
+    """Gain that changes by this many dB per octave between 250 Hz and 6 kHz, 1 at 1 kHz."""
+    return np.asarray(10 ** (decibels * np.log2(np.clip(hertz, 250, 6000) / 1000) / 20))
 
 
 def _band(hertz: np.ndarray, situation: Situation) -> np.ndarray:
     """Amplitude response of a low and a high cut, fourth order."""
     low = 1 / np.sqrt(1 + (situation.low_cut / np.maximum(hertz, 1)) ** 8)
-    return low / np.sqrt(1 + (hertz / situation.high_cut) ** 8)
+    return np.asarray(low / np.sqrt(1 + (hertz / situation.high_cut) ** 8))
 
 
 def _reverberate(voice: np.ndarray, situation: Situation, rng: np.random.Generator) -> np.ndarray:
-    """Add decaying reflections (60 dB in ``reverberation`` seconds), at the level it came with."""
+    """Add decaying reflections (60 dB in ``reverberation`` seconds) without changing the level."""
     seconds = np.arange(int(situation.reverberation * RATE)) / RATE
     decay = rng.normal(size=len(seconds)) * 10 ** (-3 * seconds / situation.reverberation)
     size = _fast_size(len(voice) + len(decay))

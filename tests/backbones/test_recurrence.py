@@ -173,5 +173,5 @@ def test_single_precision_stays_single():
     "options", [{"num_layers": 2, "dropout": 0.5}, {"proj_size": 2}, {"bias": False}]
 )
 def test_what_is_not_supported_is_refused(options):
-    with pytest.raises(ValueError, match="supported are .*dropout=0"):
+    with pytest.raises(ValueError, match="must have .*dropout=0"):
         _Net(nn.LSTM, **options)(_draw(1, 2, CHANNELS), _mask(2))

@@ -218,14 +218,14 @@ def test_complete_folder_is_used_again_without_the_engine(made, monkeypatch):
 
 
 def test_other_arguments_are_refused(made):
-    with pytest.raises(ValueError, match=r"seed = 3, and seed = 4 is asked for; name another"):
+    with pytest.raises(ValueError, match=r"with seed = 4, not with seed = 3: name another"):
         _make(made, seed=4)
 
 
 def test_incomplete_and_foreign_folders_are_refused(made, tmp_path):
     shutil.copytree(made, tmp_path / "copy")
     next((tmp_path / "copy").glob("audio/SYNTHETIC-FA/*.wav")).unlink()
-    with pytest.raises(ValueError, match="should hold 48 clips and holds 47; delete"):
+    with pytest.raises(ValueError, match="must hold 48 clips, not 47: delete"):
         _make(tmp_path / "copy")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
@@ -264,11 +264,11 @@ def test_missing_engine_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"languages": ["fr", "farsi"]}, "no made-up language 'farsi'.* Did you mean 'f"),
-        ({"languages": []}, "languages is empty"),
-        ({"speakers": 1}, "speakers must be a whole number of at least 2, got 1"),
-        ({"sentences": 0.5}, "sentences must be a whole number of at least 1, got 0.5"),
-        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"languages": ["fr", "farsi"]}, "made-up language must be .*not 'farsi'. Did you mean 'f"),
+        ({"languages": []}, "languages must not be empty"),
+        ({"speakers": 1}, "speakers must be a whole number of at least 2, not 1"),
+        ({"sentences": 0.5}, "sentences must be a whole number of at least 1, not 0.5"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
     ],
 )
 def test_impossible_arguments_are_refused(tmp_path, arguments, message):
