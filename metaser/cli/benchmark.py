@@ -11,17 +11,17 @@ from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors, resuma
 
 
 def synthesise(
-    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write them into.")],
     seed: Annotated[int, typer.Option(help="Another seed gives other speakers and clips.")] = 0,
-    speakers: Annotated[int, typer.Option(help="Speakers a language.")] = 8,
-    sentences: Annotated[int, typer.Option(help="Clips an emotion and speaker.")] = 6,
+    speakers: Annotated[int, typer.Option(help="Speakers per language.")] = 8,
+    sentences: Annotated[int, typer.Option(help="Clips per emotion and speaker.")] = 6,
 ) -> None:
-    """Speak the made-up emotional languages (synthetic speech) into a folder."""
+    """Synthesise the made-up emotional languages into a folder."""
     from metaser.synthetic.corpus import generate
 
     with plain_errors():
-        made = generate(folder, speakers=speakers, sentences=sentences, seed=seed)
-    typer.echo(f"try: metaser tasks --data {made / 'audio'} --tasks {made / 'tasks'}")
+        languages = generate(folder, speakers=speakers, sentences=sentences, seed=seed)
+    typer.echo(f"try: metaser tasks --data {languages / 'audio'} --tasks {languages / 'tasks'}")
 
 
 def benchmark(
@@ -39,17 +39,17 @@ def benchmark(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Cluster that takes the trainings: tcp://HOST:PORT (Dask), ray://HOST:PORT (Ray).",
+            help="Cluster that runs the trainings: tcp://HOST:PORT (Dask), ray://HOST:PORT (Ray).",
         ),
     ] = "",
     device: Annotated[
         str, typer.Option(help="Where to train and adapt: cpu, cuda, cuda:1, ….")
     ] = "cpu",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell how much there is to do.")
+        bool, typer.Option("--dry-run", help="Only print how much there is to do.")
     ] = False,
 ) -> None:
-    """Run a protocol; a run that was stopped goes on where it was."""
+    """Run a protocol; a run that was stopped continues where it was."""
     from metaser.protocol.schema import read_protocol
 
     with plain_errors():
@@ -94,7 +94,7 @@ def report(
 def episodes(
     protocol: Annotated[str, typer.Argument(help="Name of a protocol, or path of its TOML file.")],
     target: Annotated[str, typer.Argument(help="Name of the target task.")],
-    shots: Annotated[int, typer.Option(help="Support clips a class.")],
+    shots: Annotated[int, typer.Option(help="Support clips per class.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,
     data: Data = None,
@@ -120,11 +120,11 @@ def demo(
     """Compare the methods on made-up languages: synthesise, benchmark smoke, report."""
     from metaser.protocol.schema import read_protocol
 
-    with plain_errors(hint=f"To begin anew, delete {folder} or name another folder."):
+    with plain_errors(hint=f"To begin again, delete {folder} or name another folder."):
         from metaser.synthetic.corpus import generate
 
-        typer.echo("Speaking the made-up languages (synthetic speech) ...")
-        made = generate(folder / "languages")
+        typer.echo("Synthesising the made-up languages ...")
+        languages = generate(folder / "languages")
         from metaser.benchmark import run
         from metaser.report.page import overview, write
 
@@ -133,8 +133,8 @@ def demo(
             run(
                 read_protocol("smoke"),
                 results,
-                data=made / "audio",
-                task_folders=[made / "tasks"],
+                data=languages / "audio",
+                task_folders=[languages / "tasks"],
                 jobs=jobs,
                 cache=folder / "cache",
                 command=_command_line(),
@@ -144,14 +144,14 @@ def demo(
 
     Console().print(overview(results))
     typer.echo(f"Report: {page.resolve()}")
-    models.demonstrate(folder, made)
+    models.demonstrate(folder, languages)
 
 
 def _command_line() -> str:
-    """The command as typed, without the folders above the program."""
+    """Return the command as typed, without the path of the program."""
     return " ".join(["metaser", *sys.argv[1:]])
 
 
 def _listed(names: str) -> tuple[str, ...]:
-    """Return names that are separated by commas."""
+    """Split names at commas."""
     return tuple(name for name in names.split(",") if name)

@@ -23,10 +23,10 @@ def dimensional(
     ] = None,
     cache: Cache = None,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Measure nothing; report what is there.")
+        bool, typer.Option("--report-only", help="Measure nothing; report the rows that are there.")
     ] = False,
 ) -> None:
-    """Compare ways of predicting ratings; a run that was stopped goes on where it was."""
+    """Compare ways of predicting ratings; a run that was stopped continues where it was."""
     with plain_errors():
         from metaser.dimensional.protocol import read_dimensional
         from metaser.dimensional.report import write

@@ -1,12 +1,28 @@
 """`metaser curve` and `metaser select`: how many clips to label, and which."""
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.files import Places
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from metaser.adaptation.model_file import ModelFile
+    from metaser.episodes import Episode
+    from metaser.features.table import Features
+    from metaser.tasks.task import Task
+
+Guess = Callable[["Episode"], "np.ndarray"]
+"""From an episode to the guessed classes of its query clips."""
+
+Scores = dict[int, list[float]]
+"""From clips per class to the UAR of each episode."""
 
 
 def curve(
@@ -14,55 +30,71 @@ def curve(
     data: Data = None,
     folders: Folders = None,
     want: Annotated[
-        float | None, typer.Option(help="UAR that is wanted, between 0 and 1, such as 0.7.")
+        float | None, typer.Option(help="Wanted UAR, between 0 and 1, such as 0.7.")
     ] = None,
     classes: Annotated[str, typer.Option(help="Only these classes, separated by commas.")] = "",
     queries: Annotated[
-        int | None, typer.Option(min=1, help="Clips a class to test on; as the clips allow.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Query clips per class; a quarter of the smallest class, 1 to 10, if not given.",
+        ),
     ] = None,
-    episodes: Annotated[int, typer.Option(min=2, help="Draws of each number of clips.")] = 100,
+    episodes: Annotated[int, typer.Option(min=2, help="Draws per number of clips.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     any_speaker: Annotated[
         bool,
-        typer.Option("--any-speaker", help="Let a speaker be both learnt from and tested on."),
+        typer.Option("--any-speaker", help="Allow the same speaker in support and query."),
     ] = False,
     model: Annotated[
         Path | None,
-        typer.Option(help="Model file to adapt, beside logistic regression on the same draws."),
+        typer.Option(
+            help="Model file to adapt, compared with logistic regression on the same draws."
+        ),
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Figure to write: .png or .svg.")] = None,
     jobs: Jobs = 1,
     cache: Cache = None,
 ) -> None:
-    """Measure UAR by the number of labelled clips; estimate how many a wanted UAR needs."""
+    """Measure UAR per number of labelled clips; estimate how many a wanted UAR needs."""
     with plain_errors():
         if want is not None and not 0 < want < 1:
-            raise ValueError(f"--want is a UAR between 0 and 1, such as 0.7; came {want}")
+            raise ValueError(f"--want must be a UAR between 0 and 1, not {want}: give e.g. 0.7")
         if figure is not None and figure.suffix.lower() not in (".png", ".svg"):
-            raise ValueError(f"--figure is a .png or .svg file, not {figure.name!r}")
+            raise ValueError(
+                f"--figure must be a .png or .svg file, not {figure.name!r}: change the ending"
+            )
+        from functools import partial
+
         from metaser.labelling import curve as library
 
-        file = None
-        if model is not None:
-            from metaser.adaptation.model_file import load
-
-            file = load(model)
+        file = None if model is None else _load(model)
         known = None if file is None else file.header.classes
-        found, features = _prepare(task, data, folders or (), classes, known, jobs, cache)
+        places = Places.at(data, folders, cache, jobs)
+        chosen, features = _prepare(task, places, classes, known)
         speakers = "any" if any_speaker else "disjoint"
-        queries = queries or library.usual_queries(found)
+        queries = queries or library.usual_queries(chosen)
         try:
-            shots = library.possible_shots(found, queries, speakers, seed)
+            shots = library.possible_shots(chosen, queries, speakers, seed)
         except ValueError as error:
             hint = "" if any_speaker else ", or say --any-speaker"
             raise ValueError(f"{error} (with {queries} queries: --queries){hint}") from error
-        draws = (shots, queries, episodes, seed, speakers, known)
-        scores = library.measure(found, library.logistic_regression(features), *draws)
-        if file is None:
-            _print_curve(found, scores, queries, any_speaker)
+        measured = partial(
+            library.measure,
+            chosen,
+            shots=shots,
+            queries=queries,
+            episodes=episodes,
+            seed=seed,
+            speakers=speakers,
+            classes=known,
+        )
+        scores = measured(library.logistic_regression(features))
+        if file is None or model is None:
+            _print_curve(chosen, scores, queries, any_speaker)
         else:
-            plain, scores = scores, _of_model(file, found, draws, jobs, cache)
-            _print_curve(found, scores, queries, any_speaker, model.stem, plain)
+            plain, scores = scores, measured(_model_guess(file, chosen, places))
+            _print_curve(chosen, scores, queries, any_speaker, model=model.stem, plain=plain)
         fitted, resampled = None, []
         if want is not None or len(scores) >= library.FEWEST:
             import numpy as np
@@ -72,20 +104,35 @@ def curve(
             typer.echo(
                 f"fit: UAR(K) = {fitted.limit:.3f} - {fitted.loss:.3f} · K^-{fitted.rate:.2f}"
             )
-        if want is not None:
-            asked = library.need(fitted, resampled, want)
-            typer.echo(library.tell(asked, fitted, want, shots))
+            if want is not None:
+                need = library.need(fitted, resampled, want)
+                typer.echo(library.tell(need, fitted, want, shots))
         if figure is not None:
-            chance = 1 / len(found.classes)
-            library.draw(figure, scores, fitted, resampled, found.name, chance, want)
+            chance = 1 / len(chosen.classes)
+            library.draw(
+                figure,
+                scores,
+                fitted,
+                resampled,
+                title=chosen.name,
+                chance=chance,
+                wanted=want,
+            )
             typer.echo(f"figure: {figure}")
 
 
-def _of_model(file, task, draws: tuple, jobs: int, cache) -> dict:
-    """The scores of a model on the same draws."""
+def _load(path: Path) -> "ModelFile":
+    """Read a model file; torch is imported only here."""
+    from metaser.adaptation.model_file import load
+
+    return load(path)
+
+
+def _model_guess(file: "ModelFile", task: "Task", places: Places) -> Guess:
+    """Return how the model guesses the task's clips, after printing what to be careful about."""
     from metaser.adaptation.card import warnings
     from metaser.features.extraction import extract
-    from metaser.labelling.curve import adapted_model, check_model, measure
+    from metaser.labelling.curve import adapted_model, check_model
 
     check_model(file, task)
     if file.header.synthetic:
@@ -96,12 +143,17 @@ def _of_model(file, task, draws: tuple, jobs: int, cache) -> dict:
             "speech",
             err=True,
         )
-    features = extract(task, file.frontend(), cache, jobs=jobs, progress=True)
-    return measure(task, adapted_model(file, features), *draws)
+    features = extract(task, file.frontend(), places.cache, jobs=places.jobs, progress=True)
+    return adapted_model(file, features)
 
 
-def _prepare(task: str, data, folders, classes: str, known, jobs: int, cache):
-    """The task with the wanted classes, all that a model knows if none is named; its statistics."""
+def _prepare(
+    task: str, places: Places, classes: str, known: Sequence[str] | None
+) -> tuple["Task", "Features"]:
+    """Read a task with the wanted classes, and extract its normalised statistics.
+
+    Where no class is named, the task keeps those that are ``known`` to the model, or all.
+    """
     from dataclasses import replace
 
     from metaser.episodes import join_same_audio
@@ -111,27 +163,32 @@ def _prepare(task: str, data, folders, classes: str, known, jobs: int, cache):
     from metaser.naming import nearest
     from metaser.tasks.task import read_task
 
-    found = read_task(task, data, folders)
-    features = extract(
-        found, make_frontend({"name": "statistics"}), cache, jobs=jobs, progress=True
-    )
-    features = normalise(features, found, "corpus")
+    whole = read_task(task, places.data, places.folders)
+    frontend = make_frontend({"name": "statistics"})
+    features = extract(whole, frontend, places.cache, jobs=places.jobs, progress=True)
+    features = normalise(features, whole, "corpus")
     wanted = [name for name in classes.split(",") if name]
-    wanted = wanted or [name for name in found.counts if known is None or name in known]
+    wanted = wanted or [name for name in whole.counts if known is None or name in known]
     for name in wanted:
-        if name not in found.counts:
+        if name not in whole.counts:
             raise ValueError(
-                f"{found.name} has no clips of class {name!r}.{nearest(name, found.counts)} "
-                f"It has {', '.join(found.counts)}"
+                f"--classes must be classes of {whole.name}, not {name!r}: choose among "
+                f"{', '.join(whole.counts)}.{nearest(name, whole.counts)}"
             )
-    found = replace(join_same_audio(found, features.hashes), classes=tuple(wanted))
-    return found, features
+    joined = join_same_audio(whole, features.hashes)
+    return replace(joined, classes=tuple(wanted)), features
 
 
 def _print_curve(
-    task, scores: dict, queries: int, any_speaker: bool, model: str = "", plain: dict | None = None
+    task: "Task",
+    scores: Scores,
+    queries: int,
+    any_speaker: bool,
+    *,
+    model: str = "",
+    plain: Scores | None = None,
 ) -> None:
-    """Print the scores of logistic regression, or of a model with the ``plain`` ones beside it."""
+    """Print the scores of logistic regression, or of a model next to the ``plain`` ones."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -140,7 +197,7 @@ def _print_curve(
 
     name = "logistic regression, statistics" if plain is None else escape(f"{model}, adapted")
     table = Table(header_style="bold", title=f"{task.name}: {name}")
-    for column in ("clips a class", "UAR", "95 % interval", "episodes"):
+    for column in ("clips per class", "UAR", "95 % interval", "episodes"):
         table.add_column(column, justify="right")
     rows = [
         [str(shots), f"{mean.mean:.1%}", f"{mean.low:.1%} to {mean.high:.1%}", str(mean.episodes)]
@@ -149,32 +206,32 @@ def _print_curve(
     if plain is not None:
         table.add_column("logistic regression", justify="right")
         table.add_column("the model buys", justify="right")
-        beside = intervals(plain).values()
+        baselines = intervals(plain).values()
         gains = paired_tests({shots: (scores[shots], plain[shots]) for shots in scores}).values()
-        for row, other, gain in zip(rows, beside, gains):
-            said = [f"{100 * value:+.1f}" for value in (gain.difference, gain.low, gain.high)]
+        for row, baseline, gain in zip(rows, baselines, gains):
+            points = [f"{100 * value:+.1f}" for value in (gain.difference, gain.low, gain.high)]
             row += [
-                f"{other.mean:.1%} [{other.low:.1%}, {other.high:.1%}]",
-                f"{said[0]} [{said[1]}, {said[2]}]",
+                f"{baseline.mean:.1%} [{baseline.low:.1%}, {baseline.high:.1%}]",
+                f"{points[0]} [{points[1]}, {points[2]}]",
             ]
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     apart = (
-        "speakers may be on both sides, so scores are better than on new people"
+        "a speaker may be in support and query, so scores are better than on new people"
         if any_speaker
         else "no speaker is both learnt from and tested on"
     )
     normalised = (
         "Features are standardised over all clips."
         if plain is None
-        else "The model hears the drawn clips alone, as in `metaser adapt`; features of logistic "
-        "regression are standardised over all clips, which is in its favour. What the model buys "
-        "is in points, on the same draws. What follows is of the model."
+        else "The model knows the drawn clips alone, as in `metaser adapt`; the features of "
+        "logistic regression are standardised over all clips, which is in its favour. What the "
+        "model buys is in points, on the same draws. Fit, need and figure below are of the model."
     )
     typer.echo(
-        f"classes {', '.join(task.classes)} (chance {1 / len(task.classes):.0%}); {queries} clips "
-        f"a class tested on; {apart}. {normalised} Intervals are over draws of these clips; other "
+        f"classes {', '.join(task.classes)} (chance {1 / len(task.classes):.0%}); {queries} query "
+        f"clips per class; {apart}. {normalised} Intervals are over draws of these clips; other "
         "speakers may differ more."
     )
 
@@ -186,100 +243,117 @@ def select(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A task: chosen among its audio without a label."),
+        typer.Option(metavar="NAME", help="A task: choose among its clips without a label."),
     ] = None,
     data: Data = None,
     folders: Folders = None,
     strategy: Annotated[
-        str, typer.Option(help="k_means (ahead of chance where measured), k_centre or random.")
+        str, typer.Option(help="k_means (better than random where measured), k_centre or random.")
     ] = "k_means",
     speaker: Annotated[
         str | None,
-        typer.Option(metavar="FIELD", help="Field of the names that is the speaker: 1, folder1 …"),
+        typer.Option(
+            metavar="FIELD", help="Field of the file names that is the speaker: 1, folder1 …"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random numbers.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="CSV to write, with an empty column for the emotion.")
+        Path | None, typer.Option(help="CSV file to write, with an empty column for the emotion.")
     ] = None,
     jobs: Jobs = 1,
 ) -> None:
-    """Propose which unlabelled clips to label next: those that cover the sound of all."""
+    """Propose which clips to label next: those that cover the sound of all unlabelled clips."""
     with plain_errors():
         from metaser.labelling import choose as labelling
         from metaser.naming import nearest
 
         if (audio is None) == (task is None):
-            raise ValueError("say either --audio DIR or --task NAME, one of the two")
+            came = "neither" if task is None else "both"
+            raise ValueError(
+                f"exactly one of --audio DIR and --task NAME must be given, not {came}: choose one"
+            )
         if strategy not in labelling.STRATEGIES:
             known = ", ".join(labelling.STRATEGIES)
             raise ValueError(
-                f"--strategy is one of {known}, not {strategy!r}."
+                f"--strategy must be one of {known}, not {strategy!r}: choose one."
                 f"{nearest(strategy, labelling.STRATEGIES)}"
             )
         if out is not None and out.exists():
-            raise FileExistsError(f"{out} is there already; name a file that is not")
-        folder, files, known = _clips(audio, task, data, folders or ())
+            raise FileExistsError(
+                f"--out must be a new file, but {out} is there already: name another"
+            )
+        folder, files, labelled = _clips(audio, task, Places.at(data, folders))
         if count > len(files):
-            raise ValueError(f"there are {len(files)} clips without a label, fewer than {count}")
-        everything = [*files, *known]
-        who = _speakers_of(everything, speaker) if speaker else None
+            raise ValueError(
+                f"there are {len(files)} clips without a label, fewer than {count}: lower --count"
+            )
+        everything = [*files, *labelled]
+        speakers = _speakers_of(everything, speaker) if speaker else None
         import numpy as np
 
-        heard = labelling.hear([folder / file for file in everything], jobs)
+        features = labelling.hear([folder / file for file in everything], jobs)
         choose = labelling.STRATEGIES[strategy]
-        labelled = range(len(files), len(everything))
+        labelled_rows = range(len(files), len(everything))
         rng = np.random.default_rng(seed)
-        chosen = choose(labelling.standardise(heard), count, rng, who, labelled)
-        if known:
+        rows = choose(labelling.standardise(features), count, rng, speakers, labelled_rows)
+        chosen = [files[row] for row in rows]
+        if labelled:
             typer.echo(
-                f"{len(known)} clips of {task} have a label and count as chosen: the others go on "
-                "from them",
+                f"{len(labelled)} clips of {task} have a label and count as chosen: the new ones "
+                "cover what these do not",
                 err=True,
             )
         if out is None:
-            typer.echo("\n".join(files[i] for i in chosen))
+            typer.echo("\n".join(chosen))
         else:
-            _write(out, [files[i] for i in chosen], [who[i] for i in chosen] if who else None)
+            _write(out, chosen, [speakers[row] for row in rows] if speakers else None)
             typer.echo(f"{out}: {count} of {len(files)} clips below {folder}; fill in the emotion")
 
 
-def _clips(audio: Path | None, task: str | None, data, folders) -> tuple[Path, list, list]:
-    """The folder, its clips without a label, and those that a task labels."""
+def _clips(
+    audio: Path | None, task: str | None, places: Places
+) -> tuple[Path, list[str], list[str]]:
+    """Return the folder, its clips without a label, and those that a task labels."""
     from metaser.tasks.new import find_audio
     from metaser.tasks.task import read_task
 
-    if audio is not None:
-        return audio, find_audio(audio), []
-    found = read_task(task, data, folders)
-    if found.table is None:
+    if task is None:
+        folder = audio or Path()
+        return folder, find_audio(folder), []
+    declared = read_task(task, places.data, places.folders)
+    if declared.table is None or declared.audio is None:
         raise FileNotFoundError(
-            f"the audio of {found.name} is not present: name the folder above it by --data"
+            f"the audio of {declared.name} must be present, but it is not: name the folder above "
+            "it by --data"
         )
-    labelled = {*found.table["file"], *found.dropped}
-    files = [file for file in find_audio(found.audio) if file not in labelled]
+    labelled = {*declared.table["file"], *declared.dropped}
+    files = [file for file in find_audio(declared.audio) if file not in labelled]
     if not files:
-        raise ValueError(f"every clip of {found.name} has a label already; nothing to choose")
-    return found.audio, files, list(found.table["file"])
+        raise ValueError(
+            f"{declared.name} must have clips without a label, but every clip has one: add "
+            "recordings to its folder"
+        )
+    return declared.audio, files, list(declared.table["file"])
 
 
 def _speakers_of(files: list[str], wanted: str) -> list[str]:
+    """Return the speaker of each file, read from the wanted field of its name."""
     from metaser.tasks.names import name_fields, named_field
 
     values = named_field(name_fields(files), wanted).values
     if len(values) < len(files):
         raise ValueError(
-            f"field {wanted} is in {len(values)} of {len(files)} names only, because their forms "
-            "differ: rename the others, or leave --speaker out"
+            f"field {wanted} must be in all names, but only {len(values)} of {len(files)} have "
+            "it, because their forms differ: rename the others, or leave --speaker out"
         )
     return list(values)
 
 
-def _write(path: Path, files: list[str], who: list[str] | None) -> None:
-    import os
-
+def _write(path: Path, files: list[str], speakers: list[str] | None) -> None:
+    """Write a table of clips to label: file, speaker and an empty emotion."""
     import pandas as pd
 
-    speakers = {"speaker": who} if who else {"speaker": ""}
-    part = path.with_name(f".{path.name}.part")
-    pd.DataFrame({"file": files, **speakers, "emotion": ""}).to_csv(part, index=False)
-    os.replace(part, path)
+    from metaser.files import write_table
+
+    table = pd.DataFrame({"file": files, "speaker": speakers or "", "emotion": ""})
+    write_table(path, table)

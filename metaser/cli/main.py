@@ -1,4 +1,7 @@
-"""The `metaser` command. Heavy imports stand inside the commands: help and listings are quick."""
+"""The `metaser` command.
+
+Heavy imports stand inside the commands, so that help and listings are quick.
+"""
 
 from typing import Annotated
 
@@ -46,6 +49,7 @@ for command in (
 
 
 def _print_version(wanted: bool) -> None:
+    """Print the version and end the program."""
     if wanted:
         typer.echo(f"metaser {version()}")
         raise typer.Exit

@@ -4,7 +4,7 @@ import re
 import sys
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,15 @@ from metaser.cli.options import (
     resumable,
 )
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from metaser.adaptation.clips import Clips
+    from metaser.adaptation.evaluate import Evaluation, Score
+    from metaser.adaptation.model_file import Header
+    from metaser.model import Model as Network
+    from metaser.tasks.task import Task
+
 Model = Annotated[Path, typer.Argument(help="Model file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Another seed gives other draws.")]
 
@@ -31,22 +40,23 @@ def train(
         str, typer.Option(help="Tasks to learn from, separated by commas; else the protocol's.")
     ] = "",
     protocol: Annotated[
-        str, typer.Option(help="Protocol that says how: its name or file.")
+        str, typer.Option(help="Protocol that says how to train: its name or file.")
     ] = "unseen_language",
     setup: Annotated[
         str | None, typer.Option(help="Setup of the protocol; the first if not given.")
     ] = None,
     method: Annotated[str, typer.Option(help="Method of the setup.")] = "inner_loop_alone",
     draws: Annotated[
-        int, typer.Option(min=1, help="Draws a left-out task and number of clips, to measure by.")
+        int,
+        typer.Option(min=1, help="Random draws per left-out task and clip count, used to measure."),
     ] = 40,
     seed: Seed = 0,
     jobs: Jobs = 1,
     cache: Cache = None,
 ) -> None:
-    """Train a model on all corpora at hand, and measure it on languages left out in turn.
+    """Train a model on all corpora that are present; measure it on languages left out in turn.
 
-    A run that was stopped goes on where it was.
+    A run that was stopped continues where it was.
     """
     with plain_errors():
         check_out(out, "model.safetensors")
@@ -60,7 +70,7 @@ def train(
             recipe = read_recipe(protocol, setup, method, chosen)
             places = Places.at(data, tasks, cache, jobs)
             header = train_model(out, recipe, places, seed=seed, draws=draws)
-    _say(warnings(header)[:-1])
+    _print_lines(warnings(header)[:-1])
     typer.echo(f"measured by leaving out each {header.left_out} in turn:")
     typer.echo("\n".join(measured_lines(header)))
     typer.echo(f"{out}\nnext: metaser adapt {quote(str(out))} FOLDER --out adapted.safetensors")
@@ -75,7 +85,7 @@ def adapt(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Take the clips of this task instead.")] = None,
     shots: Annotated[
-        int | None, typer.Option(min=1, help="Clips a class, drawn at random; all if not given.")
+        int | None, typer.Option(min=1, help="Clips per class, drawn at random; all if not given.")
     ] = None,
     label: Annotated[
         list[str] | None,
@@ -87,40 +97,44 @@ def adapt(
     ] = None,
     speaker: Annotated[
         str | None,
-        typer.Option(metavar="PATTERN", help="Its group in a file's name is the speaker."),
+        typer.Option(
+            metavar="PATTERN", help="Regular expression; its group in a file's name is the speaker."
+        ),
     ] = None,
     seed: Seed = 0,
     data: Data = None,
     tasks: Folders = None,
 ) -> None:
-    """Adapt a model to a language by a few labelled clips, and tell how well it will do."""
+    """Adapt a model to a few labelled clips of a language, and print the quality to expect."""
     with plain_errors():
         if (folder is None) == (task is None):
-            raise ValueError("expected either a folder of labelled clips or --task, one of the two")
+            came = "neither" if task is None else "both"
+            raise ValueError(
+                "exactly one of a folder of labelled clips and --task must be given, not "
+                f"{came}: choose one"
+            )
         mapping = dict(map(_pair, label or ()))
         check_out(out, "adapted.safetensors", model)
         with quick_imports():
             from metaser.adaptation import adapt as adaptation
             from metaser.adaptation.card import expected_lines, warnings
-            from metaser.adaptation.clips import Clips, labelled_folder
+            from metaser.adaptation.clips import labelled_folder
             from metaser.adaptation.model_file import load, save
 
         file = load(model)
-        facts = {}
-        if folder is not None:
+        source: dict[str, Any]
+        if task is None:
+            folder = folder or Path()
             clips = labelled_folder(folder, file.header.classes, mapping, drop or (), speaker)
-            facts["name"] = folder.resolve().name
+            source = {"name": folder.resolve().name}
         else:
-            found = _present(task, data, tasks)
-            table = found.table[found.table["emotion"].isin(file.header.classes)]
-            paths = tuple(found.audio / name for name in table["file"])
-            clips = Clips(paths, tuple(table["emotion"]), tuple(table["speaker"]))
-            facts = {"name": found.name, "task_version": found.version}
-            facts["synthetic"] = found.synthetic
-        _tell_versions(file.header)
-        adapted = adaptation.adapt(file, clips, shots, seed, tell=_tell, **facts)
+            read = _present(task, data, tasks)
+            clips = _clips_of(read, file.header.classes)
+            source = {"name": read.name, "task_version": read.version, "synthetic": read.synthetic}
+        _note_versions(file.header)
+        adapted = adaptation.adapt(file, clips, shots=shots, seed=seed, tell=_note, **source)
         save(out, adapted)
-    _say(warnings(adapted.header))
+    _print_lines(warnings(adapted.header))
     typer.echo("\n".join(expected_lines(adapted.header)))
     typer.echo(f"{out}\nnext: metaser predict {quote(str(out))} FILES")
 
@@ -132,20 +146,22 @@ def predict(
         typer.Argument(help="Audio files or folders of them; - reads names from standard input."),
     ],
     csv: Annotated[Path | None, typer.Option(help="Write a CSV file.")] = None,
-    jsonl: Annotated[Path | None, typer.Option(help="Write one JSON object a line.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Write one JSON object per line.")] = None,
     window: Annotated[
-        float | None, typer.Option(help="Go through long recordings in windows of so many seconds.")
+        float | None, typer.Option(help="Predict windows of this many seconds in long recordings.")
     ] = None,
     hop: Annotated[
-        float | None, typer.Option(help="Seconds from window to window; half a window by default.")
+        float | None,
+        typer.Option(help="Seconds between the starts of windows; half a window by default."),
     ] = None,
     abstain: Annotated[
-        float, typer.Option(help="Say unsure where no probability reaches this.")
+        float, typer.Option(help="Print unsure where no probability reaches this.")
     ] = 0.0,
     by_these: Annotated[
         bool,
         typer.Option(
-            "--normalise-by-these", help="Normalise by these files, not by those adapted to."
+            "--normalise-by-these",
+            help="Normalise by these files, not by the clips that the model was adapted to.",
         ),
     ] = False,
 ) -> None:
@@ -159,18 +175,20 @@ def predict(
             from metaser.adaptation.model_file import load
 
         file = load(model)
-        _tell_versions(file.header)
-        _say(warnings(file.header))
+        _note_versions(file.header)
+        _print_lines(warnings(file.header))
         names = [line.rstrip("\n") for line in sys.stdin] if files == ["-"] else files
         names = [name for name in names if name]
-        table = prediction.predict(file, names, window, hop, abstain, by_these)
+        table = prediction.predict(
+            file, names, window=window, hop=hop, abstain=abstain, by_these=by_these
+        )
         if csv is not None:
             _write(csv, table.to_csv(index=False, float_format="%.4f"))
         if jsonl is not None:
             lines = table.to_json(orient="records", lines=True, force_ascii=False)
             _write(jsonl, lines.rstrip("\n") + "\n")
     if csv is None and jsonl is None:
-        _show(table)
+        _print_table(table)
 
 
 def evaluate(
@@ -181,7 +199,7 @@ def evaluate(
     jobs: Jobs = 1,
     cache: Cache = None,
 ) -> None:
-    """Score a model on the clips of a task, but for those that it was adapted to."""
+    """Score a model on the clips of a task, except those that it was adapted to."""
     with plain_errors():
         from metaser.adaptation import evaluate as evaluation
         from metaser.adaptation.card import warnings
@@ -190,14 +208,14 @@ def evaluate(
         from metaser.tasks.task import restrict
 
         file = load(model)
-        _tell_versions(file.header)
-        found = restrict(_present(task, data, tasks), file.header.classes)
-        features = extract(found, file.frontend(), cache, jobs=jobs)
-        result = evaluation.evaluate(file, found.table, features)
-    _say(warnings(file.header))
-    if any(source.name == found.name for source in file.header.sources):
-        _tell(f"the model has learnt from {found.name}: these scores say nothing about new speech")
-    _show_evaluation(result)
+        _note_versions(file.header)
+        scored = restrict(_present(task, data, tasks), file.header.classes)
+        features = extract(scored, file.frontend(), cache, jobs=jobs)
+        result = evaluation.evaluate(file, scored.table, features)
+    _print_lines(warnings(file.header))
+    if any(source.name == scored.name for source in file.header.sources):
+        _note(f"the model has learnt from {scored.name}: these scores say nothing about new speech")
+    _print_evaluation(result)
 
 
 def export(
@@ -207,16 +225,20 @@ def export(
     frames: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Frames that the ONNX file takes; any number if not given. LEAF needs it."
+            min=1,
+            help="Frames per clip in the ONNX file; any number if not given. LEAF needs it.",
         ),
     ] = None,
 ) -> None:
     """Write a model card, or the model as ONNX."""
     with plain_errors():
         if card is None and onnx is None:
-            raise ValueError("expected --card card.md, --onnx model.onnx, or both")
+            raise ValueError(
+                "--card, --onnx or both must be given, not neither: say e.g. --card card.md or "
+                "--onnx model.onnx"
+            )
         if frames is not None and onnx is None:
-            raise ValueError(f"--frames {frames} is of the ONNX file: say --onnx model.onnx, too")
+            raise ValueError(f"--frames {frames} is of the ONNX file: give --onnx model.onnx, too")
         check_out(card, "card.md", model)
         check_out(onnx, "model.onnx", model)
         from metaser.adaptation import card as model_card
@@ -228,7 +250,7 @@ def export(
             from metaser import export as network
 
             onnx.parent.mkdir(parents=True, exist_ok=True)
-            difference = network.to_onnx(file.predictor.model, onnx, frames)
+            difference = network.to_onnx(cast("Network", file.predictor.model), onnx, frames)
             typer.echo(f"{onnx}: scores differ by at most {difference:.1e}")
         if card is not None:
             model_card.write_card(card, model_card.card(file, model.stem, difference))
@@ -238,75 +260,86 @@ def export(
 def demonstrate(folder: Path, languages: Path) -> None:
     """Train, adapt and predict on the made-up languages, as part of the demo."""
     model, adapted = folder / "model.safetensors", folder / "italian.safetensors"
-    corpora = {"data": languages / "audio", "tasks": [languages / "tasks"]}
-    options = f"--data {corpora['data']} --tasks {corpora['tasks'][0]}"
-    learnt = "de_synthetic,en_synthetic"
-    clip = sorted((corpora["data"] / "SYNTHETIC-IT").glob("*.wav"))[-1]
+    data, tasks = languages / "audio", languages / "tasks"
+    options = f"--data {data} --tasks {tasks}"
+    clip = sorted((data / "SYNTHETIC-IT").glob("*.wav"))[-1]
     typer.echo(f"\n$ metaser train --out {model} --protocol smoke --method metaser {options} ...")
     train(
         model,
-        **corpora,
-        sources=learnt,
+        data=data,
+        tasks=[tasks],
+        sources="de_synthetic,en_synthetic",
         protocol="smoke",
         method="metaser",
         draws=12,
         cache=folder / "cache",
     )
     typer.echo(f"\n$ metaser adapt {model} --out {adapted} --task it_synthetic --shots 5 {options}")
-    adapt(model, adapted, task="it_synthetic", shots=5, **corpora)
+    adapt(model, adapted, task="it_synthetic", shots=5, data=data, tasks=[tasks])
     typer.echo(f"\n$ metaser predict {adapted} {clip}")
     predict(adapted, [str(clip)])
 
 
 def _pair(label: str) -> tuple[str, str]:
+    """Split ``NAME=CLASS`` at its last equals sign."""
     match = re.fullmatch(r"(.+)=([^=]+)", label)
     if match is None:
-        raise ValueError(f"--label needs NAME=CLASS, e.g. --label wütend=angry, not {label!r}")
+        raise ValueError(
+            f"--label must be NAME=CLASS, not {label!r}: write e.g. --label wütend=angry"
+        )
     return match[1], match[2]
 
 
-def _present(task: str, data, tasks):
-    """Read a task whose audio must be there."""
-    from metaser.tasks.task import read_task
+def _present(task: str, data: Path | None, tasks: list[Path] | None) -> "Task":
+    """Read a task whose audio must be present."""
+    from metaser.tasks.task import read_task, require_audio
 
-    found = read_task(task, data, tasks or ())
-    if found.table is None:
-        raise FileNotFoundError(
-            f"the audio of {found.name} is not present: obtain it from {found.homepage} and name "
-            "the folder above it by --data or METASER_DATA"
-        )
-    return found
+    return require_audio(read_task(task, data, tasks or ()))
+
+
+def _clips_of(task: "Task", classes: list[str]) -> "Clips":
+    """Return the clips of a present task that have one of the classes."""
+    from metaser.adaptation.clips import Clips
+
+    assert task.table is not None and task.audio is not None  # it is present
+    table = task.table[task.table["emotion"].isin(classes)]
+    paths = tuple(task.audio / name for name in table["file"])
+    return Clips(paths, tuple(table["emotion"]), tuple(table["speaker"]))
 
 
 def _write(path: Path, text: str) -> None:
     """Write a file, whole or not at all; ``-`` is standard output."""
+    from metaser.files import write_text
+
     if str(path) == "-":
         typer.echo(text, nl=False)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_text(path, text)
     typer.echo(path, err=True)
 
 
-def _tell(sentence: str) -> None:
+def _note(sentence: str) -> None:
+    """Print a note on stderr."""
     typer.echo(f"note: {sentence}", err=True)
 
 
-def _say(sentences: list[str]) -> None:
+def _print_lines(sentences: list[str]) -> None:
+    """Print sentences on stderr, one per line."""
     for sentence in sentences:
         typer.echo(sentence, err=True)
 
 
-def _tell_versions(header) -> None:
+def _note_versions(header: "Header") -> None:
+    """Print which libraries have another version than where the model was made."""
     from metaser.adaptation.model_file import other_versions
 
     if others := other_versions(header):
-        _tell(f"scores may differ a little from where the model was made: {', '.join(others)}")
+        _note(f"scores may differ a little from where the model was made: {', '.join(others)}")
 
 
-def _show(table) -> None:
+def _print_table(table: "pd.DataFrame") -> None:
+    """Print predictions, one row per clip or window."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -320,10 +353,11 @@ def _show(table) -> None:
     Console(width=None if sys.stdout.isatty() else 120).print(shown)
 
 
-def _show_evaluation(result) -> None:
+def _print_evaluation(result: "Evaluation") -> None:
+    """Print scores, confusion, and the range over groups of clips."""
     from metaser.adaptation.card import percent
 
-    def line(name: str, score) -> str:
+    def line(name: str, score: "Score") -> str:
         interval = percent(score.value, score.low, score.high)
         return f"{name}: {interval}, {score.clips} clips of {score.speakers} speakers"
 
@@ -331,15 +365,15 @@ def _show_evaluation(result) -> None:
     if result.uar.speakers == 1:
         typer.echo("  one speaker: the interval says nothing about others")
     if result.new_speakers is not None:
-        typer.echo(line("UAR on speakers that it has not heard", result.new_speakers))
+        typer.echo(line("UAR on speakers that the model does not know", result.new_speakers))
     typer.echo(line("macro-F1", result.macro_f1))
     typer.echo(f"calibration error: {result.ece:.3f}")
-    typer.echo(f"left out, being adapted to: {result.left_out} clips")
-    typer.echo("true class, then how often it was taken for " + ", ".join(result.classes) + ":")
+    typer.echo(f"left out, because the model is adapted to them: {result.left_out} clips")
+    typer.echo("true class: number of clips predicted as " + ", ".join(result.classes))
     for name, counts in zip(result.classes, result.confusion):
         typer.echo(f"  {name}: {', '.join(map(str, counts))}")
-    for group, own in result.groups.groupby("group", sort=False):
-        full = own[own["classes"] == own["classes"].max()]
+    for group, rows in result.groups.groupby("group", sort=False):
+        full = rows[rows["classes"] == rows["classes"].max()]
         if len(full) < 2:
             continue  # nothing to compare
         worst, best = full.loc[full["uar"].idxmin()], full.loc[full["uar"].idxmax()]

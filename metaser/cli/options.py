@@ -1,4 +1,4 @@
-"""Options, error messages and a quick start that commands share."""
+"""What the commands share: options, error messages, quick imports, checks of output files."""
 
 import gc
 from collections.abc import Iterator
@@ -11,16 +11,19 @@ import typer
 Data = Annotated[
     Path | None,
     typer.Option(
-        "--data", envvar="METASER_DATA", metavar="DIR", help="Data root: the corpora lie below it."
+        "--data",
+        envvar="METASER_DATA",
+        metavar="DIR",
+        help="Data root: the folder above the corpora.",
     ),
 ]
 Folders = Annotated[
     list[Path] | None,
     typer.Option(
-        "--tasks", metavar="DIR", help="A folder of task folders of your own; may be repeated."
+        "--tasks", metavar="DIR", help="A folder with task folders of your own; may be repeated."
     ),
 ]
-Jobs = Annotated[int, typer.Option(min=1, help="Processes.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Number of processes.")]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -31,7 +34,20 @@ Cache = Annotated[
 
 @contextmanager
 def plain_errors(code: int = 2, hint: str = "") -> Iterator[None]:
-    """Turn an error of the user's into one message on stderr and an exit code."""
+    """Print an error that the user can mend as one line on stderr, and exit with a code.
+
+    Parameters
+    ----------
+    code : int
+        Exit code of the command.
+    hint : str
+        Put after the message.
+
+    Raises
+    ------
+    typer.Exit
+        For ValueError, ArithmeticError, ImportError and OSError; other errors pass.
+    """
     try:
         yield
     except (ValueError, ArithmeticError, ImportError, OSError) as error:
@@ -41,9 +57,9 @@ def plain_errors(code: int = 2, hint: str = "") -> Iterator[None]:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import packages without looking for garbage meanwhile, nor among what they hold later.
+    """Suspend garbage collection during imports, and exempt what they allocated.
 
-    PyTorch and pandas come with a million small objects, none of them garbage: to go through these
+    PyTorch and pandas allocate a million small objects, none of them garbage. Searching these
     again and again, and once more at the end, takes a sixth of the time of a short command.
     """
     gc.disable()
@@ -60,31 +76,57 @@ def check_out(path: Path | None, example: str, source: Path | None = None) -> No
     Parameters
     ----------
     path : Path or None
-        To write; None is fine.
+        File to write; None passes.
     example : str
-        A name that the file could have.
+        A name that the file could have, for the message.
     source : Path, optional
-        A file that must not be written over.
+        A file that must not be overwritten.
+
+    Raises
+    ------
+    IsADirectoryError
+        If the path is a folder.
+    NotADirectoryError
+        If the path lies below a file.
+    ValueError
+        If the path is ``source``.
     """
     if path is None:
         return
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file in it, such as {path / example}")
+        raise IsADirectoryError(
+            f"the file to write must not be a folder, but {path} is one: name a file in it, such "
+            f"as {path / example}"
+        )
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written, for {above} is a file, not a folder")
+        raise NotADirectoryError(
+            f"{path} must lie in a folder, but {above} is a file, not a folder: name another path"
+        )
     if source is not None and path.resolve() == source.resolve():
         raise ValueError(
-            f"{path} is what is read here, and would be lost: name another file to write"
+            f"the file to write must not be one that is read, but {path} is what is read here, and "
+            "would be lost: name another file"
         )
 
 
 @contextmanager
 def resumable(where: str = "") -> Iterator[None]:
-    """End a command that is interrupted with a word on how to go on, and exit code 130."""
+    """On Ctrl+C, say how to continue and exit with code 130.
+
+    Parameters
+    ----------
+    where : str
+        Place of the results, for the message.
+
+    Raises
+    ------
+    typer.Exit
+        On an interrupt.
+    """
     try:
         yield
     except KeyboardInterrupt:
         place = f" {where}" if where else ""
-        typer.echo(f"stopped; the same command goes on where it was{place}", err=True)
+        typer.echo(f"stopped; the same command continues where it was{place}", err=True)
         raise typer.Exit(130) from None

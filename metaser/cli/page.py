@@ -1,4 +1,4 @@
-"""The page in the browser."""
+"""`metaser app`: the page in the browser."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +11,12 @@ from metaser.cli.options import plain_errors
 def page(
     model: Annotated[
         Path | None,
-        typer.Option(help="Model file; a starter model of made-up speech if not given."),
+        typer.Option(help="Model file; a starter model trained on synthetic speech if not given."),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
-    """Open a page on this machine: label clips, adapt a model to them, hear new clips."""
+    """Open a page on this machine: label clips, adapt a model to them, predict new clips."""
     with plain_errors():
         from metaser.adaptation.model_file import load
         from metaser.page import serve
@@ -34,7 +34,7 @@ def page(
 
 
 def _starter() -> Path:
-    """The starter model of this version, made if there is none."""
+    """Return the path of this version's starter model; train it if there is none."""
     import platformdirs
 
     from metaser.adaptation.recipe import read_recipe
@@ -47,12 +47,13 @@ def _starter() -> Path:
     path = folder / f"starter-{release(version())}.safetensors"
     if not path.exists():
         typer.echo(
-            "no --model is given: a starter model is made from made-up speech, which shows the "
-            "steps and says nothing true about people; once, some minutes",
+            "no --model is given: training a starter model on synthetic speech, which shows the "
+            "steps and says nothing true about people; this happens once and takes some minutes",
             err=True,
         )
-        languages = ("de", "en")
-        made = generate(folder / f"languages-{release(version())}", languages)
-        recipe = read_recipe("smoke", None, "metaser", [f"{name}_synthetic" for name in languages])
-        train_model(path, recipe, Places.at(made / "audio", made / "tasks"), draws=12)
+        codes = ("de", "en")
+        languages = generate(folder / f"languages-{release(version())}", codes)
+        recipe = read_recipe("smoke", None, "metaser", [f"{code}_synthetic" for code in codes])
+        places = Places.at(languages / "audio", languages / "tasks")
+        train_model(path, recipe, places, draws=12)
     return path

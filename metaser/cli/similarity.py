@@ -2,42 +2,52 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
 RANKED_BY = "mmd"
+"""Distance by which the table is sorted."""
 
 
 def similarity(
-    target: Annotated[str, typer.Argument(help="Task to learn, by name or folder.")],
+    target: Annotated[str, typer.Argument(help="Target task: its name or folder.")],
     data: Data = None,
     tasks: Folders = None,
     frontend: Annotated[str, typer.Option(help="Front end whose features are compared.")] = (
         "statistics"
     ),
     shots: Annotated[
-        int, typer.Option(min=0, help="Labelled clips a class that distances may look at.")
+        int, typer.Option(min=0, help="Labelled clips per class that distances may use.")
     ] = 0,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also train on each source alone, and score it.")
+        bool,
+        typer.Option(
+            "--measure", help="Also train on each source alone, and score the model on the target."
+        ),
     ] = False,
     protocol: Annotated[
         str, typer.Option(help="Protocol that names sources, classes and training.")
     ] = "similarity",
     out: Annotated[
-        Path, typer.Option(help="Folder of what --measure measures; it goes on where it was.")
+        Path, typer.Option(help="Results folder of --measure; a stopped run continues there.")
     ] = Path("results/similarity"),
-    csv: Annotated[Path | None, typer.Option("--csv", help="Also write the table there.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="CSV file to write the table to.")
+    ] = None,
     jobs: Jobs = 1,
     cache: Cache = None,
 ) -> None:
-    """Rank the sources for a target: distances of their sound, nearest first; smaller is nearer.
+    """Rank the sources for a target by distance of their sound, nearest first.
 
-    Only the target's audio is heard, and labels where --shots asks for them. How little such
-    distances may promise is told in benchmarks/README.md: --measure is the real test.
+    Distances use the target's audio alone, and labels where --shots asks for them. They may promise
+    little, see benchmarks/README.md: --measure is the real test.
     """
     with plain_errors():
         from rich.console import Console
@@ -58,8 +68,8 @@ def similarity(
         typer.echo(f"{csv}")
 
 
-def _table(scores, target: str):
-    """One line a source, nearest first, one column a distance or measured method."""
+def _table(scores: "pd.DataFrame", target: str) -> "Table":
+    """Return one row per source, nearest first, one column per distance or measured method."""
     from rich.table import Table
 
     scores = scores.assign(column=scores["distance"] + "\n" + scores["normalise"])
@@ -67,7 +77,7 @@ def _table(scores, target: str):
     clips = first["clips"].iloc[0]
     table = Table(
         title=f"Sources for {target}, nearest first by {RANKED_BY}",
-        caption=f"{clips} clips of each corpus; [95 % interval]. none: features as they are, "
+        caption=f"{clips} clips per corpus; [95 % interval]. none: features as they are, "
         "corpus: each corpus normalised.",
         header_style="bold",
     )
@@ -87,14 +97,14 @@ def _table(scores, target: str):
 def transferability(
     data: Data = None,
     tasks: Folders = None,
-    out: Annotated[Path, typer.Option(help="Results folder; a stopped run goes on there.")] = Path(
-        "results/similarity"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Results folder; a stopped run continues there.")
+    ] = Path("results/similarity"),
     report: Annotated[Path | None, typer.Option(help="Report folder; OUT if not given.")] = None,
     jobs: Jobs = 1,
     cache: Cache = None,
 ) -> None:
-    """Measure what each corpus teaches for each other, and whether cheap distances foretell it."""
+    """Measure how well each corpus teaches each other, and whether distances predict it."""
     with plain_errors():
         from metaser.analysis.report import write
         from metaser.analysis.study import study

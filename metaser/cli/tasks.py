@@ -1,15 +1,20 @@
 """`metaser tasks`: list the tasks, or check one."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from metaser.cli.options import Data, Folders, plain_errors
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from metaser.tasks.task import Task
+
 
 def list_tasks(context: typer.Context, data: Data = None, tasks: Folders = None) -> None:
-    """List the tasks: language, corpus, clips, speakers, classes, licence, present or where to get.
+    """List the tasks: language, corpus, clips, speakers, classes, licence, where to obtain them.
 
     Exits with 1 if a task folder is broken.
     """
@@ -45,7 +50,8 @@ def list_tasks(context: typer.Context, data: Data = None, tasks: Folders = None)
         raise typer.Exit(1)
 
 
-def _task_table():
+def _task_table() -> "Table":
+    """Return the empty table of tasks."""
     from rich.table import Table
 
     table = Table(show_lines=True, header_style="bold")
@@ -56,25 +62,26 @@ def _task_table():
     return table
 
 
-def _task_cells(task) -> list[str]:
+def _task_cells(task: "Task") -> list[str]:
+    """Return the row of a task, in the columns of ``_task_table``."""
     from rich.markup import escape
 
     from metaser.tasks.schema import language_name
 
-    def share(found: int, declared: int) -> str:
-        whole = task.audio is None or found == declared
-        return str(declared) if whole else f"{found} of {declared}"
+    def share(present: int, declared: int) -> str:
+        whole = task.audio is None or present == declared
+        return str(declared) if whole else f"{present} of {declared}"
 
     counts = task.counts
     classes = ", ".join(f"{name} {counts[name]}" for name in counts) or ", ".join(task.classes)
     state = f"get it: {task.homepage}"
     if task.audio is not None:
         state = "present" if task.clips_found == task.utterances else "present, a subset"
-    made = ", synthetic" if task.synthetic else ""
+    synthetic = ", synthetic" if task.synthetic else ""
     clips = share(task.clips_found, task.utterances)
     speakers = share(task.speakers_found, task.speakers)
     cells = [
-        f"{task.name}\n{language_name(task.language)}\n{task.corpus}{made}",
+        f"{task.name}\n{language_name(task.language)}\n{task.corpus}{synthetic}",
         f"{clips} clips\n{speakers} speakers",
         classes,
         f"{task.licence}\n{state}",
@@ -94,14 +101,14 @@ def check_task(
     """Check a task folder and every clip of its audio; exits with 1 if something is wrong."""
     from metaser import tasks as library
 
-    before = context.obj or (None, None)
-    data, folders = data or before[0], [*(before[1] or ()), *(tasks or ())]
+    outer_data, outer_tasks = context.obj or (None, None)  # options before "check"
+    data, folders = data or outer_data, [*(outer_tasks or ()), *(tasks or ())]
     with plain_errors():
         folder = library.find_task(task, folders)
         root = library.data_root(data)
     with plain_errors(code=1):
-        found = library.read_task(folder, data=root, strict=False)
-        check = library.check_task(found, data=root, subset=subset)
+        read = library.read_task(folder, data=root, strict=False)
+        check = library.check_task(read, data=root, subset=subset)
     typer.echo(check.text())
     if check.problems:
         raise typer.Exit(1)

@@ -5,6 +5,8 @@ data root, how a clip's name (or a table) gives speaker and emotion, which class
 and which clips are the same recording. `read_task` turns it into a `Task` with one row per clip.
 """
 
+from typing import Any
+
 from metaser.tasks.matching import of_clips, without_extension
 from metaser.tasks.schema import TaskFile, language_name, read_facts
 from metaser.tasks.table import name_reader
@@ -41,7 +43,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in ("Check", "check_task"):  # they look at sound, which listing tasks need not wait for
         from metaser.tasks import check
 

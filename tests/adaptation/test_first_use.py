@@ -114,7 +114,7 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_nothing_had_been(
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
-    assert process.returncode == 130 and "the same command goes on" in rest
+    assert process.returncode == 130 and "the same command continues" in rest
     assert not out.exists() and not list(tmp_path.rglob("*.part"))
     loaded, inside = [], loop._load
     monkeypatch.setattr(
@@ -224,7 +224,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(command, tmp_path):
         assert done.exit_code == 2
         return done.output
 
-    assert f"{tmp_path} is a folder: name a file in it, such as" in refused(tmp_path)
+    assert f"{tmp_path} is one: name a file in it, such as" in refused(tmp_path)
     assert f"{model} is a file, not a folder" in refused(model / "deep" / "file")
     if "MODEL" in command:
         assert "is what is read here, and would be lost" in refused(model)

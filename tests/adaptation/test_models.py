@@ -371,8 +371,8 @@ def test_bad_input_to_predict_is_refused(adapted, tmp_path):
 
 def test_evaluation_leaves_out_what_was_adapted_to(adapted, made, place):
     done = run("evaluate", adapted, "--task", "ur_synthetic", *made, "--cache", place / "cache")
-    assert "left out, being adapted to: 16 clips" in done.output
-    assert "UAR on speakers that it has not heard" in done.output
+    assert "left out, because the model is adapted to them: 16 clips" in done.output
+    assert "UAR on speakers that the model does not know" in done.output
     done = run("evaluate", adapted, "--task", "fa_synthetic", *made, "--cache", place / "cache")
     assert "has learnt from fa_synthetic" in done.output
 
@@ -482,7 +482,7 @@ def test_one_language_leaves_out_tasks_and_one_task_leaves_out_speakers(plant, m
 def test_adapt_wants_clips_from_one_place(trained, folder, tmp_path):
     for arguments in ((), (folder, "--task", "ur_synthetic")):
         done = run("adapt", trained, *arguments, "--out", tmp_path / "o.safetensors", code=2)
-        assert "one of the two" in done.output
+        assert "exactly one of" in done.output
     done = run("adapt", trained, folder, "--label", "x", "--out", tmp_path / "o", code=2)
     assert "NAME=CLASS" in done.output
     assert not (tmp_path / "o").exists()

@@ -139,7 +139,7 @@ def test_a_folder_of_clips_without_labels(clips, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--count", 3], "either --audio DIR or --task NAME"),
+        (["--count", 3], "exactly one of --audio DIR and --task NAME"),
         (["--count", 9, "--audio", "CLIPS"], "there are 8 clips without a label, fewer than 9"),
         (["--count", 3, "--audio", "CLIPS", "--strategy", "kmeans"], "Did you mean 'k_means'?"),
         (["--count", 3, "--audio", "CLIPS", "--speaker", "7"], "no field '7'"),

@@ -101,7 +101,7 @@ def test_the_figure_is_written_whole(tmp_path):
 
 
 def test_wrong_wishes_are_told_before_anything_is_heard():
-    assert "between 0 and 1, such as 0.7; came 70" in run("--task", "x", "--want", 70).output
+    assert "--want must be a UAR between 0 and 1, not 70" in run("--task", "x", "--want", 70).output
     assert "not 'a.pdf'" in run("--task", "x", "--figure", "a.pdf").output
     assert "there is no task" in run("--task", "it_emovoo").output
 
