@@ -6,21 +6,26 @@ from torch import Tensor
 from metaser.batch import Padded
 
 MASKS = 2
-"""Masks a clip along each axis, as in SpecAugment's policies."""
+"""Masks per clip along each axis, as in SpecAugment's policies."""
 
 
 def spec_augment(audio: Padded, frames: int, channels: int, draw: torch.Generator) -> Padded:
-    """Mask stretches of time and bands of channels of every clip by the mean of all clips.
+    """Replace stretches of time and bands of channels of every clip by the mean of all clips.
 
     Parameters
     ----------
     audio : Padded
-        (clips, frames, channels).
+        Features (clips, frames, channels).
     frames, channels : int
-        Widest mask along each axis; every width up to it is equally likely. No mask takes more
+        Widest mask along each axis; every width up to it is equally likely. No mask covers more
         than half of a clip or of the channels.
     draw : torch.Generator
-        Decides.
+        Decides widths and places.
+
+    Returns
+    -------
+    Padded
+        Masked features of the same shape; the padding stays as it is.
 
     References
     ----------
@@ -35,7 +40,7 @@ def spec_augment(audio: Padded, frames: int, channels: int, draw: torch.Generato
 
 
 def _stretches(lengths: Tensor, size: int, widest: int, draw: torch.Generator) -> Tensor:
-    """(clips, size) bool: places in stretches drawn within the length of each clip."""
+    """Return which places (clips, size) are in a stretch, drawn within the length of each clip."""
     shape = MASKS, len(lengths), 1
     lengths = lengths.unsqueeze(-1)
     widths = torch.rand(shape, generator=draw) * ((lengths // 2).clamp(max=widest) + 1)

@@ -1,4 +1,4 @@
-"""The one outer loop: episodes, loss, step, validation on held-out source speakers, checkpoint."""
+"""The outer loop: draw episodes, take a step, validate on held-out speakers, save a checkpoint."""
 
 import copy
 import math
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -25,6 +26,18 @@ from metaser.training.meta_batch import MetaBatch
 from metaser.version import release, version
 
 STREAM_TASKS, STREAM_DROPOUT, STREAM_MASKS = 1, 2, 3
+"""Numbers that keep the random draws of a step apart."""
+
+
+class _State(TypedDict):
+    """How far a run is, as its checkpoint states it."""
+
+    step: int
+    seconds: float
+    skipped: int
+    best: float
+    waited: int
+    history: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +49,11 @@ class Source:
 
     @property
     def name(self) -> str:
-        """Of the task."""
+        """Name of the task."""
         return self.sampler.task.name
 
     def draw(self, index: int) -> EpisodeBatch:
-        """The tensors of episode ``index``."""
+        """Return the tensors of episode ``index``."""
         return tensors(self.sampler.episode(index), self.features)
 
 
@@ -50,60 +63,62 @@ def train(
     validation: Sequence[Source],
     training: Training,
     seed: int = 0,
+    *,
     checkpoint: Path | None = None,
     progress: Callable[[int, float], None] | None = None,
-) -> list[dict]:
-    """Train a method in place and leave it at its best validation loss.
+) -> list[dict[str, Any]]:
+    """Train a method in place and return it to the state of its best validation loss.
 
     A method whose ``order`` is "sequential" sees one source task after the other, in the order of
-    ``sources``; the rate falls anew within each task's turn, and the last state is kept.
+    ``sources``. The learning rate then falls to 0 within each task's turn, and the last state is
+    kept.
 
     Under ``torchrun`` the processes share the episodes of each step and of each validation, and
     arrive at the same parameters.
 
-    Every step is a function of (seed, step) and of the parameters, so a run that is stopped and
-    resumed from its checkpoint gives the same result as one that was not.
+    Every step depends only on the seed, the step and the parameters. So a run that is stopped and
+    resumed from its checkpoint gives the same result as one without interruption.
 
     Parameters
     ----------
     method : nn.Module
-        Has ``loss(episode)``, and perhaps ``order``.
+        A method that learns, see ``contracts.LearningMethod``.
     sources, validation : sequence of Source
-        Episodes to learn from, and episodes of other speakers of the source languages; whatever
-        has a ``name`` and ``draw(index)`` will do.
+        Episodes to learn from, and episodes of other speakers of the source languages. Any object
+        with ``name`` and ``draw(index)`` will do.
     training : Training
-        Length and rates.
+        Length, rates and engine.
     seed : int
-        Chooses tasks, episodes and dropout.
+        Decides tasks, episodes and dropout.
     checkpoint : Path, optional
         File to save to at every validation, and to resume from.
     progress : callable, optional
-        Called with the step and the validation loss.
+        Called with the step and the validation loss after each validation.
 
     Returns
     -------
     list of dict
-        One entry a validation: ``step``, ``seconds`` so far, training ``loss`` and ``validation``
-        loss (means of the method's own loss), and episodes ``skipped`` so far.
+        One entry per validation: ``step``, ``seconds`` so far, mean training ``loss`` and
+        ``validation`` loss, and episodes ``skipped`` so far.
 
     Raises
     ------
     FloatingPointError
-        If a loss stops being finite (the message names the episode) or a gradient (it names the
-        step), unless what diverged is skipped; or if every validation episode diverges.
+        If a loss or a gradient is not finite, unless ``training`` skips it, or if every validation
+        episode diverges. The message names the episode or the step.
     ValueError
-        If the checkpoint belongs to another run, backbone or version, or if the method cannot
-        learn (see ``diagnose``).
+        If the checkpoint belongs to another run, model or version, or if the method cannot learn
+        (see ``diagnose``).
     """
-    trainable = [value for value in method.parameters() if value.requires_grad]
-    if not trainable:
-        raise ValueError(
-            f"all parameters of {type(method).__name__} are frozen, so there is nothing to train: "
-            "thaw some by requires_grad_(True), or adapt without training"
-        )
-    optimiser = torch.optim.Adam(trainable, lr=training.rate)
-    state = {"step": 0, "seconds": 0.0, "skipped": 0}
-    state |= {"best": float("inf"), "waited": 0, "history": []}
+    optimiser = torch.optim.Adam(_trainable(method), lr=training.rate)
+    state: _State = {
+        "step": 0,
+        "seconds": 0.0,
+        "skipped": 0,
+        "best": float("inf"),
+        "waited": 0,
+        "history": [],
+    }
     best = copy.deepcopy(_learnt(method))
     facts = _facts(method, training, seed)
     if checkpoint is not None and checkpoint.exists():
@@ -111,8 +126,14 @@ def train(
     elif training.updates:
         example = sources[0].draw(0).to(device_of(method))
         diagnose(method, replace(example, other=example.query))
-    engine = MetaBatch(method, training.engine, training.compile, training.mixed_precision)
-    recent, started = [], time.perf_counter()
+    engine = MetaBatch(
+        method,
+        training.engine,
+        compile=training.compile,
+        mixed_precision=training.mixed_precision,
+    )
+    recent: list[float] = []
+    started = time.perf_counter()
     patience = math.inf if _is_sequential(method) else training.patience
     with torch.random.fork_rng(devices=generators(device_of(method))):
         while state["step"] < training.updates and state["waited"] < patience:
@@ -126,14 +147,9 @@ def train(
             skip = training.diverged == "skip"
             loss = validation_loss(method, validation, training.validation_episodes, skip)
             state["seconds"] += time.perf_counter() - started
-            entry = {key: state[key] for key in ("step", "seconds", "skipped")}
-            mean = float(np.mean(recent)) if recent else math.nan
-            state["history"].append({**entry, "loss": mean, "validation": loss})
+            better = _note_validation(state, recent, loss, always=_is_sequential(method))
             recent, started = [], time.perf_counter()
-            better = loss < state["best"] or _is_sequential(method)
-            state["waited"] = 0 if better else state["waited"] + 1
             if better:
-                state["best"] = loss
                 best = copy.deepcopy(_learnt(method))
             if progress is not None:
                 progress(state["step"], loss)
@@ -144,15 +160,58 @@ def train(
     return state["history"]
 
 
+def _trainable(method: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that learn; refuse a method without any."""
+    trainable = [value for value in method.parameters() if value.requires_grad]
+    if not trainable:
+        raise ValueError(
+            f"{type(method).__name__} must have parameters that learn, but all are frozen: thaw "
+            "some by requires_grad_(True), or adapt without training"
+        )
+    return trainable
+
+
+def _note_validation(state: _State, recent: list[float], loss: float, always: bool) -> bool:
+    """Enter a validation into the state; return whether the method is the one to keep so far.
+
+    ``recent`` holds the training losses since the last one; ``always`` keeps the newest state.
+    """
+    entry = {"step": state["step"], "seconds": state["seconds"], "skipped": state["skipped"]}
+    mean = float(np.mean(recent)) if recent else math.nan
+    state["history"].append({**entry, "loss": mean, "validation": loss})
+    better = always or loss < state["best"]
+    state["waited"] = 0 if better else state["waited"] + 1
+    if better:
+        state["best"] = loss
+    return better
+
+
 def validation_loss(
     method: nn.Module, validation: Sequence[Source], episodes: int, skip: bool = False
 ) -> float:
-    """Mean loss over the same episodes whenever it is asked for, if ``skip`` over the finite ones.
+    """Return the mean loss over the validation episodes, which are the same in every call.
 
-    A method whose ``loss`` says nothing of its quality has a ``validation_loss`` besides.
+    It is the mean of the method's ``validation_loss``, where it has one, else of its ``loss``.
+
+    Parameters
+    ----------
+    method : nn.Module
+        A method that learns; it is left in evaluation mode.
+    validation : sequence of Source
+        Where the episodes come from.
+    episodes : int
+        Number of episodes, divided evenly among the sources; at least one per source.
+    skip : bool
+        Leave episodes out whose loss is not finite.
+
+    Raises
+    ------
+    FloatingPointError
+        If a loss is not finite, or with ``skip`` if none is; the message names the episode.
     """
     method.eval()
     measure = method_traits(method).validation_loss
+    assert measure is not None  # a method that learns has a loss
     each = max(episodes // len(validation), 1)
     places = [(source, index) for source in validation for index in range(each)]
     losses = torch.zeros(len(places), dtype=torch.float64)
@@ -164,7 +223,7 @@ def validation_loss(
     for (source, index), loss in zip(places, losses.tolist()):
         if not math.isfinite(loss) and not (skip and losses.isfinite().any()):
             raise FloatingPointError(
-                f"the loss of validation episode {index} of {source.name} is "
+                f"the loss of validation episode {index} of {source.name} must be finite, not "
                 f"{loss}: lower the inner or the outer rate"
             )
     return float(losses[losses.isfinite()].mean())
@@ -178,18 +237,23 @@ def _names(sources: Sequence[Source]) -> list[str]:
     return list(dict.fromkeys(source.name for source in sources))
 
 
-def _rate(method, sources, training: Training, step: int) -> float:
-    """The learning rate of a step: along a cosine, of the whole run or of each task's turn."""
+def _rate(method: nn.Module, sources: Sequence[Source], training: Training, step: int) -> float:
+    """Return the learning rate of a step, along one cosine per run or per task's turn."""
     turns = len(_names(sources)) if _is_sequential(method) else 1
     phase = step * turns / training.updates % 1
     return training.rate * (1 + math.cos(math.pi * phase)) / 2
 
 
 def _update(
-    engine: MetaBatch, optimiser, sources, training: Training, seed: int, step: int
+    engine: MetaBatch,
+    optimiser: torch.optim.Optimizer,
+    sources: Sequence[Source],
+    training: Training,
+    seed: int,
+    step: int,
 ) -> list[float]:
-    """One outer step over a meta-batch; return the loss of each episode."""
-    method = engine.method
+    """Take an outer step over a meta-batch; return the loss of each episode."""
+    method: Any = engine.method  # with what its traits say
     method.train()
     traits = method_traits(method)
     if traits.shows_progress:
@@ -202,44 +266,45 @@ def _update(
     trainable = [value for group in optimiser.param_groups for value in group["params"]]
     for value in trainable:  # zeros also where this process's episodes give no gradient
         value.grad = torch.zeros_like(value)
-    chosen = _choose(sources, method, training, seed, step)
-    losses = torch.zeros(len(chosen), dtype=torch.float64)
-    own = share(range(len(chosen)))
+    pairs = _choose(sources, method, training, seed, step)
+    losses = torch.zeros(len(pairs), dtype=torch.float64)
+    places = share(range(len(pairs)))  # of this process
     first = step * training.meta_batch
-    drawn = [
-        _masked(
-            _draw(*chosen[place], first + place, traits.hears_other),
-            training,
-            [seed, STREAM_MASKS, first + place],
-        ).to(device_of(method))
-        for place in own
-    ]
+    episodes = []
+    for place in places:
+        source, partner = pairs[place]
+        episode = _draw(source, partner, first + place, traits.hears_other)
+        masked = _masked(episode, training, [seed, STREAM_MASKS, first + place])
+        episodes.append(masked.to(device_of(method)))
     if traits.terms is not None:
-        traits.terms.catch_up(method.model, drawn, len(chosen))
-    losses[list(own)] = torch.tensor(engine.backward(drawn, len(chosen)), dtype=torch.float64)
+        traits.terms.catch_up(method.model, episodes, len(pairs))
+    losses[list(places)] = torch.tensor(engine.backward(episodes, len(pairs)), dtype=torch.float64)
     sum_over_processes([losses])
     sum_over_processes([value.grad for value in trainable])
     norm = torch.nn.utils.clip_grad_norm_(trainable, training.clip)
-    _stop_if_diverged(training, chosen, losses, norm, step)
+    _stop_if_diverged(training, [source for source, _ in pairs], losses, norm, step)
     if not losses.isfinite().any():
         return losses.tolist()
     if norm.isfinite():
         optimiser.step()
         return losses.tolist()
-    return [math.nan] * len(chosen)
+    return [math.nan] * len(pairs)
 
 
 def _draw(source: Source, partner: Source, index: int, hears_other: bool) -> EpisodeBatch:
-    """An episode of a source; with a partner its query set, or a third set, is the partner's."""
+    """Return an episode of a source.
+
+    With a partner, its query clips are the episode's query set, or its third set ``other``.
+    """
     episode = source.draw(index)
     if partner is source:
         return episode
-    theirs = partner.draw(index).query
-    return replace(episode, other=theirs) if hears_other else replace(episode, query=theirs)
+    clips = partner.draw(index).query
+    return replace(episode, other=clips) if hears_other else replace(episode, query=clips)
 
 
 def _masked(episode: EpisodeBatch, training: Training, seed: list[int]) -> EpisodeBatch:
-    """The episode with SpecAugment, where it is wanted."""
+    """Return the episode with SpecAugment, if the training masks."""
     widths = training.mask_frames, training.mask_channels
     if not any(widths):
         return episode
@@ -252,32 +317,35 @@ def _masked(episode: EpisodeBatch, training: Training, seed: list[int]) -> Episo
     return episode.map(mask)
 
 
-def _stop_if_diverged(training: Training, chosen, losses: Tensor, norm: Tensor, step: int) -> None:
+def _stop_if_diverged(
+    training: Training, sources: Sequence[Source], losses: Tensor, norm: Tensor, step: int
+) -> None:
+    """Refuse a loss or gradient that is not finite, unless it is skipped; one source per loss."""
     if training.diverged == "skip":
         return
     remedy = "lower the inner or the outer rate, or set diverged = 'skip'"
-    for place, ((source, _), loss) in enumerate(zip(chosen, losses.tolist())):
+    first = step * training.meta_batch
+    for index, (source, loss) in enumerate(zip(sources, losses.tolist()), start=first):
         if not math.isfinite(loss):
-            index = step * training.meta_batch + place
             raise FloatingPointError(
-                f"the loss of episode {index} of {source.name} is {loss} at step {step}: {remedy}"
+                f"the loss of episode {index} of {source.name} must be finite, not {loss} at step "
+                f"{step}: {remedy}"
             )
     if not norm.isfinite():
-        first = step * training.meta_batch
-        drawn = [f"{first + i} of {s.name}" for i, (s, _) in enumerate(chosen)]
+        episodes = [f"{i} of {source.name}" for i, source in enumerate(sources, start=first)]
         raise FloatingPointError(
-            f"the gradient of step {step} has norm {norm.item()}, while the loss of each of its "
-            f"episodes ({', '.join(drawn)}) is finite: {remedy}"
+            f"the norm of the gradient of step {step} must be finite, not {norm.item()}, while the "
+            f"loss of each of its episodes ({', '.join(episodes)}) is finite: {remedy}"
         )
 
 
 def _choose(
-    sources, method, training: Training, seed: int, step: int
+    sources: Sequence[Source], method: nn.Module, training: Training, seed: int, step: int
 ) -> list[tuple[Source, Source]]:
-    """Sources of a step's episodes: one task after the other, or drawn evenly.
+    """Return the sources of a step's episodes: one task after the other, or drawn evenly.
 
-    Each comes with a partner: another task for a method that ``pairs_tasks`` or ``hears_other``,
-    else itself.
+    Each comes with a partner: a source of another task for a method that ``pairs_tasks`` or
+    ``hears_other``, else itself.
     """
     rng = np.random.default_rng([seed, STREAM_TASKS, step])
     names = _names(sources)
@@ -286,30 +354,31 @@ def _choose(
 
     wants_partner = method_traits(method).wants_partner
 
-    def one_of(own: list[Source]) -> Source:
-        return own[rng.integers(len(own))]
+    def one_of(candidates: list[Source]) -> Source:
+        return candidates[rng.integers(len(candidates))]
 
-    chosen = []
+    pairs = []
     for name in rng.choice(turn if _is_sequential(method) else sorted(names), training.meta_batch):
         source = partner = one_of(by_name[name])
         if wants_partner:
             partner = one_of(by_name[rng.choice(_others(names, name))])
-        chosen.append((source, partner))
-    return chosen
+        pairs.append((source, partner))
+    return pairs
 
 
 def _others(names: list[str], name: str) -> list[str]:
+    """Return the names of the other tasks, sorted; refuse a training without any."""
     others = sorted(set(names) - {name})
     if not others:
         raise ValueError(
-            f"the method takes the clips of an episode from two source tasks, and {name} is the "
+            f"the method needs the clips of an episode from two source tasks, but {name} is the "
             "only one: add a source"
         )
     return others
 
 
-def _facts(method, training: Training, seed: int) -> dict:
-    """What a checkpoint must agree on with the run that resumes from it."""
+def _facts(method: nn.Module, training: Training, seed: int) -> dict[str, Any]:
+    """Return what a checkpoint must have in common with the run that resumes from it."""
     traits = method_traits(method)
     adaptation = {"training", "progress", *traits.adaptation}
     settings = {
@@ -331,12 +400,20 @@ def _facts(method, training: Training, seed: int) -> dict:
 
 
 def _learnt(method: nn.Module) -> dict[str, Tensor]:
-    """The state of a method but for frozen parameters, which may be a whole trained encoder."""
+    """Return a method's state without frozen parameters, which may be a whole trained encoder."""
     frozen = {name for name, value in method.named_parameters() if not value.requires_grad}
     return {name: value for name, value in method.state_dict().items() if name not in frozen}
 
 
-def _save(path: Path, method, optimiser, best: dict, state: dict, facts: dict) -> None:
+def _save(
+    path: Path,
+    method: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    state: _State,
+    facts: dict[str, Any],
+) -> None:
+    """Write a checkpoint, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -347,19 +424,24 @@ def _save(path: Path, method, optimiser, best: dict, state: dict, facts: dict) -
         part.unlink(missing_ok=True)
 
 
-def _load(path: Path, method, optimiser, facts: dict) -> tuple[dict, dict]:
+def _load(
+    path: Path, method: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]
+) -> tuple[_State, dict[str, Tensor]]:
+    """Load a checkpoint into method and optimiser; return the run's state and best parameters."""
     try:
         saved = torch.load(path, map_location=device_of(method), weights_only=True)
-        theirs = saved["facts"]
+        saved_facts = saved["facts"]
     except (RuntimeError, EOFError, KeyError, TypeError, OSError, UnpicklingError) as error:
         raise ValueError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}): delete it"
+            f"{path} must be a checkpoint, but is not readable as one ({type(error).__name__}): "
+            "delete it"
         ) from error
-    changed = [key for key in facts if theirs.get(key) != facts[key]]
+    changed = [key for key in facts if saved_facts.get(key) != facts[key]]
     if changed:
         raise ValueError(
-            f"{path} was made by another run: {changed[0]} was {theirs.get(changed[0])} and is now "
-            f"{facts[changed[0]]}; delete it or write to another folder"
+            f"{path} must be a checkpoint of this run, not of another: {changed[0]} was "
+            f"{saved_facts.get(changed[0])} and is now {facts[changed[0]]}: delete it, or write to "
+            "another folder"
         )
     method.load_state_dict(saved["method"], strict=False)
     optimiser.load_state_dict(saved["optimiser"])
