@@ -1,22 +1,28 @@
 """Intervals and paired tests for the concordance correlation (CCC) of ratings.
 
-A CCC belongs to a set of clips, not to a clip: it is no mean of scores, so the bootstrap of
-``metaser.stats`` does not apply. What a CCC is computed from can be added up, though, and each
-speaker's share of it is six numbers. Whole speakers are drawn again with replacement, because
-clips of one speaker are alike, and with them the seeds, drawn jointly for all targets, as in
-``metaser.stats``. Targets are fixed. The estimate is the mean over targets of the mean over seeds
-of the CCC over all clips of a target.
+A CCC belongs to a set of clips, not to a single clip. It is no mean of scores per clip, so the
+bootstrap of ``metaser.stats`` does not apply. But the sums that a CCC is computed from can be
+added up: each speaker contributes six numbers (``moments``).
+
+Whole speakers are drawn again with replacement, because clips of one speaker are alike. Seeds are
+drawn again too, the same ones for all targets, as in ``metaser.stats``. Targets are fixed. The
+estimate is the mean over targets of the mean over seeds of the CCC over all clips of a target.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtr, stdtrit
 
+Key = TypeVar("Key", bound=Hashable)
+Shape = tuple[tuple[int, int], ...]  # (seeds, speakers) of each target
+Draws = tuple[np.ndarray, list[np.ndarray]]
+
 RESAMPLES = 10_000
+"""How often speakers and seeds are drawn again."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,11 @@ class Concordance:
     value, low, high : float
         In [-1, 1]; a difference in [-2, 2].
     p : float
-        Of a difference, two-sided; NaN for a single CCC.
-    seeds, speakers, clips : int
-        Seeds a target; speakers and rated clips of all targets.
+        Two-sided p-value of a difference; NaN for a single CCC.
+    seeds : int
+        Seeds per target.
+    speakers, clips : int
+        Speakers and rated clips of all targets together.
     """
 
     value: float
@@ -43,19 +51,20 @@ class Concordance:
 
 
 def moments(true: ArrayLike, predicted: ArrayLike, speakers: ArrayLike) -> dict[str, list[float]]:
-    """What each speaker's clips add to a CCC; clips whose true rating is NaN are left out.
+    """Return what each speaker's clips add to a CCC, without clips whose true rating is NaN.
 
     Parameters
     ----------
     true, predicted : array_like, shape (n,)
         Ratings in the same unit.
     speakers : array_like, shape (n,)
-        Who speaks.
+        Name of the speaker of each clip.
 
     Returns
     -------
     dict of str to list of float
-        Speaker to [clips, sum of true, of predicted, of true², of predicted², of their product].
+        By speaker: the number of clips, and the sums of true, predicted, true², predicted² and
+        true times predicted.
 
     Raises
     ------
@@ -66,14 +75,14 @@ def moments(true: ArrayLike, predicted: ArrayLike, speakers: ArrayLike) -> dict[
     speakers = np.asarray(speakers).astype(str)
     if not true.shape == predicted.shape == speakers.shape or true.ndim != 1:
         raise ValueError(
-            "expected a true rating, a prediction and a speaker for each clip; got shapes "
-            f"{true.shape}, {predicted.shape} and {speakers.shape}"
+            "true ratings, predictions and speakers must be flat and equally long, not of shapes "
+            f"{true.shape}, {predicted.shape} and {speakers.shape}: pass one of each per clip"
         )
-    strange = ~np.isfinite(predicted)
-    if strange.any():
+    infinite = ~np.isfinite(predicted)
+    if infinite.any():
         raise ValueError(
-            f"{strange.sum()} of {len(predicted)} predicted ratings are not finite, for example "
-            f"{predicted[strange][0]}"
+            f"predicted ratings must be finite, not {predicted[infinite][0]} as in "
+            f"{infinite.sum()} of {len(predicted)} clips: look whether the model has diverged"
         )
     found = {}
     for speaker in np.unique(speakers):
@@ -85,17 +94,18 @@ def moments(true: ArrayLike, predicted: ArrayLike, speakers: ArrayLike) -> dict[
 
 
 def ccc_of_moments(sums: ArrayLike) -> np.ndarray:
-    """CCC of added-up moments.
+    """Return the CCC that belongs to added-up moments.
 
     Parameters
     ----------
     sums : array_like, shape (..., 6)
-        Moments in the order of ``moments``.
+        Sums over speakers of what ``moments`` returns, in the same order.
 
     Returns
     -------
     numpy.ndarray, shape (...)
-        As ``metrics.ccc`` defines it; NaN where both are the same constant or nothing is there.
+        As ``metrics.ccc`` defines it. NaN where there are no clips, or where true and predicted
+        ratings are the same constant.
     """
     count, x, y, xx, yy, xy = np.moveaxis(np.asarray(sums, dtype=float), -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -104,93 +114,109 @@ def ccc_of_moments(sums: ArrayLike) -> np.ndarray:
 
 
 def concordances(
-    scores: Mapping[Any, Sequence[np.ndarray]],
-    pairs: Sequence[tuple[Any, Any]] = (),
+    scores: Mapping[Key, Sequence[np.ndarray]],
+    pairs: Sequence[tuple[Key, Key]] = (),
     resamples: int = RESAMPLES,
     rng: np.random.Generator | None = None,
-) -> tuple[dict[Any, Concordance], dict[tuple[Any, Any], Concordance]]:
-    """Mean CCC of every system, and differences of pairs of them, with 95 % intervals.
+) -> tuple[dict[Key, Concordance], dict[tuple[Key, Key], Concordance]]:
+    """Return the mean CCC of every system, and differences of pairs, with 95 % intervals.
 
-    All systems are resampled by the same draws, so that differences are paired by speaker and seed.
+    All systems are resampled by the same draws, so differences are paired by speaker and seed.
 
     Parameters
     ----------
     scores : mapping
-        System to one array of moments a target, shape (seeds, speakers, 6); or (ratings, seeds,
-        speakers, 6), whose CCCs are averaged over the ratings. Every system has the same targets,
-        seeds and speakers.
+        By system: one array of moments per target, of shape (seeds, speakers, 6). Arrays of shape
+        (ratings, seeds, speakers, 6) are averaged over the CCCs of the ratings. All systems have
+        the same targets, seeds and speakers.
     pairs : sequence of pairs
-        Systems to compare, the first minus the second. As in ``stats.paired_test``, p is the larger
-        one of a bootstrap under the shifted null, (1 + #{|d* - d| >= |d|}) / (resamples + 1), and
-        of a t-test over the seeds, because a bootstrap over few seeds is overconfident; the
-        interval is the hull of both. Correct a family of them by ``stats.holm``.
+        Systems to compare: the first minus the second. As in ``stats.paired_test``, there are two
+        tests: a bootstrap under the shifted null, p = (1 + #{|d* - d| >= |d|}) / (resamples + 1),
+        and a t-test over the seeds, because a bootstrap over few seeds is overconfident. The larger
+        p counts, and the interval covers those of both. Correct a family of comparisons by
+        ``stats.holm``.
     resamples : int
         How often speakers and seeds are drawn again.
     rng : numpy.random.Generator, optional
-        Default: a fresh one with seed 0.
+        By default a new one with seed 0.
 
     Returns
     -------
-    two dicts
-        System to ``Concordance`` and pair to ``Concordance``.
+    single : dict
+        By system: its mean CCC.
+    compared : dict
+        By pair: its difference.
 
     Raises
     ------
     ValueError
         If systems differ in targets, seeds or speakers.
     """
-    scores = {
-        key: [np.asarray(own) if own.ndim == 4 else np.asarray(own)[None] for own in targets]
+    sums = {
+        key: [own if own.ndim == 4 else own[None] for own in map(np.asarray, targets)]
         for key, targets in scores.items()
     }
-    shapes = {tuple(own.shape[1:3] for own in targets) for targets in scores.values()}
+    shapes = {_shape(targets) for targets in sums.values()}
     if len(shapes) != 1:
         raise ValueError(
-            "systems are compared on the same targets, seeds and speakers, but their (seeds, "
-            f"speakers) are {sorted(shapes)}"
+            "all systems must have the same targets, seeds and speakers, not (seeds, speakers) per "
+            f"target of {sorted(shapes)}: compare systems that were scored on the same clips"
         )
     (shape,) = shapes
     rng = np.random.default_rng(0) if rng is None else rng
     draws = _draws(shape, resamples, rng)
-    seeds = {key: _mean_ccc(targets, _each_seed(shape)) for key, targets in scores.items()}
-    drawn = {key: _mean_ccc(targets, draws) for key, targets in scores.items()}
-    single = {key: _concordance(seeds[key], drawn[key], scores[key], test=False) for key in scores}
+    seeds = {key: _mean_ccc(targets, _each_seed(shape)) for key, targets in sums.items()}
+    drawn = {key: _mean_ccc(targets, draws) for key, targets in sums.items()}
+    single = {key: _concordance(seeds[key], drawn[key], sums[key], test=False) for key in sums}
     compared = {
-        (a, b): _concordance(seeds[a] - seeds[b], drawn[a] - drawn[b], scores[a], test=True)
+        (a, b): _concordance(seeds[a] - seeds[b], drawn[a] - drawn[b], sums[a], test=True)
         for a, b in pairs
     }
     return single, compared
 
 
-def _draws(shape, resamples: int, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
-    """How often each seed, and each speaker of a target, comes up in each resample."""
+def _shape(targets: Sequence[np.ndarray]) -> Shape:
+    """Return the numbers of seeds and speakers of each target."""
+    return tuple((own.shape[1], own.shape[2]) for own in targets)
+
+
+def _draws(shape: Shape, resamples: int, rng: np.random.Generator) -> Draws:
+    """Return how often each seed, and each speaker of a target, comes up in each resample.
+
+    The counts of seeds are (resamples, seeds), those of a target's speakers (resamples, speakers).
+    """
     seeds = shape[0][0]
     times = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    people = [
+    speaker_times = [
         rng.multinomial(speakers, np.full(speakers, 1 / speakers), size=resamples)
         for _, speakers in shape
     ]
-    return times, people
+    return times, speaker_times
 
 
-def _each_seed(shape) -> tuple[np.ndarray, list[np.ndarray]]:
-    """As many "resamples" as there are seeds, each of one seed and all speakers."""
+def _each_seed(shape: Shape) -> Draws:
+    """Return one "resample" per seed, which has this seed once and every speaker once."""
     seeds = shape[0][0]
     return np.eye(seeds), [np.ones((seeds, speakers)) for _, speakers in shape]
 
 
-def _mean_ccc(targets: Sequence[np.ndarray], draws) -> np.ndarray:
-    """Mean CCC over ratings, targets and seeds of every resample, shape (resamples,)."""
-    times, people = draws
-    total = 0
-    for own, drawn in zip(targets, people, strict=True):
+def _mean_ccc(targets: Sequence[np.ndarray], draws: Draws) -> np.ndarray:
+    """Return the mean CCC over ratings, targets and seeds of every resample, (resamples,)."""
+    times, speaker_times = draws
+    total = np.zeros(len(times))
+    for own, drawn in zip(targets, speaker_times, strict=True):
         sums = np.einsum("bp,rspm->brsm", drawn, own, optimize=True)
         total = total + np.einsum("bs,brs->b", times, ccc_of_moments(sums)) / own.shape[0]
     return total / (times[0].sum() * len(targets))
 
 
-def _concordance(seeds: np.ndarray, drawn: np.ndarray, targets, test: bool) -> Concordance:
-    """From the value of each seed and the resampled means."""
+def _concordance(
+    seeds: np.ndarray, drawn: np.ndarray, targets: Sequence[np.ndarray], *, test: bool
+) -> Concordance:
+    """Return the mean over the seeds with its interval, and its p-value if there is a test.
+
+    ``seeds`` (seeds,) holds the value of each seed, ``drawn`` (resamples,) the resampled means.
+    """
     value, p = seeds.mean(), float("nan")
     low, high = np.quantile(drawn, [0.025, 0.975])
     if test:

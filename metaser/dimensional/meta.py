@@ -1,7 +1,8 @@
-"""Meta-learning of ratings: models that a few rated clips of a language adapt."""
+"""Meta-learning of ratings: models that adapt to a few rated clips of a language."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,26 +11,26 @@ from torch import Tensor
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.methods.maml import MAML
 from metaser.model import Model
-from metaser.training.loop import Training, train
+from metaser.training import Source, Training, train
 
 HELD_OUT = 0.2
-"""Share of each task's speakers whose clips validate."""
+"""Share of each task's speakers whose clips validate, and are not learnt from."""
 
 
 @dataclass(frozen=True, eq=False)
 class RatedClips:
-    """The rated clips of a task.
+    """Rated clips of a task.
 
     Attributes
     ----------
     name : str
-        Of the task.
+        Name of the task.
     audio : Padded
-        Features of the clips.
+        (clips, frames, channels) features.
     ratings : Tensor
         (clips, ratings) in [-1, 1]; NaN where a clip is not rated.
     units : ndarray
-        (clips,) who speaks.
+        (clips,) str; clips of one unit share a speaker or a duplicate.
     """
 
     name: str
@@ -37,21 +38,29 @@ class RatedClips:
     ratings: Tensor
     units: np.ndarray
 
-    def __getitem__(self, rows) -> "RatedClips":
+    def __getitem__(self, rows: np.ndarray) -> "RatedClips":
+        """Return the clips in these rows."""
         return RatedClips(self.name, self.audio[rows], self.ratings[rows], self.units[rows])
 
     def batch(self) -> Batch:
-        """The clips as a method takes them."""
+        """Return the clips as a method takes them."""
         every = torch.ones(self.ratings.shape[1], dtype=torch.bool)
         return Batch({"audio": self.audio}, self.ratings, every)
 
 
 @dataclass(frozen=True)
 class RatedEpisodes:
-    """Episodes of rated clips: half of the speakers are adapted to, the other half judged on.
+    """Episodes of rated clips: one half of the speakers is adapted to, the other scored on.
 
-    ``draw(index)`` is the same whatever was drawn before. A half with fewer than ``shots`` or
-    ``queries`` clips gives some twice.
+    Attributes
+    ----------
+    clips : RatedClips
+        The clips to draw from.
+    shots, queries : int
+        Clips of the support set and of the query set. If a half has fewer clips than that, some
+        are drawn twice.
+    seed : int
+        Decides the episodes. ``draw(index)`` is the same whatever was drawn before.
     """
 
     clips: RatedClips
@@ -61,25 +70,23 @@ class RatedEpisodes:
 
     @property
     def name(self) -> str:
-        """Of the task."""
+        """Name of the task."""
         return self.clips.name
 
     def draw(self, index: int) -> EpisodeBatch:
-        """The tensors of episode ``index``."""
+        """Return the tensors of episode ``index``."""
         rng = np.random.default_rng([self.seed, self.shots, index, *self.name.encode()])
-        heard = rng.permutation(np.unique(self.clips.units))
-        inside = np.isin(self.clips.units, heard[: len(heard) // 2])
-        return EpisodeBatch(
-            *(
-                self.clips[_drawn(np.flatnonzero(own), count, rng)].batch()
-                for own, count in ((inside, self.shots), (~inside, self.queries))
-            )
-        )
+        units = rng.permutation(np.unique(self.clips.units))
+        inside = np.isin(self.clips.units, units[: len(units) // 2])
+        support = _drawn(np.flatnonzero(inside), self.shots, rng)
+        query = _drawn(np.flatnonzero(~inside), self.queries, rng)
+        return EpisodeBatch(self.clips[support].batch(), self.clips[query].batch())
 
 
 def meta_learnt(
     model: Model,
     sources: Sequence[RatedClips],
+    *,
     shots: Sequence[int],
     queries: int,
     training: Training,
@@ -93,20 +100,24 @@ def meta_learnt(
     Parameters
     ----------
     model : Model
-        Returns ratings (clips, ratings); it is trained in place.
+        Returns ratings (clips, ratings). It is trained in place.
     sources : sequence of RatedClips
-        Tasks to learn from. A fifth of each one's speakers validates, but for tasks of fewer than
-        ten speakers, which validate on the speakers that they learn from.
+        Tasks to learn from. The clips of ``HELD_OUT`` of each task's speakers validate. Where that
+        is fewer than two speakers, all speakers both validate and are learnt from.
     shots : sequence of int
-        Sizes of support sets to learn with.
+        Sizes of the support sets to learn with.
     queries : int
-        Clips that an episode is judged on.
+        Query clips per episode.
     training : Training
-        The outer loop.
-    inner_steps, inner_rate, adapt_steps
-        See ``MAML``.
+        Length and rate of the outer loop.
+    inner_steps : int
+        Steps of the inner loop while training.
+    inner_rate : float
+        Step size of the inner loop, above 0.
+    adapt_steps : int
+        Steps of the inner loop after training.
     seed : int
-        Chooses episodes and dropout.
+        Decides episodes and dropout.
 
     Returns
     -------
@@ -124,22 +135,29 @@ def meta_learnt(
     """
     learnt, validation = [], []
     for clips in sources:
-        kept, held_out = _parted(clips, seed)
+        kept, held_out = _held_out(clips, seed)
         learnt += [RatedEpisodes(kept, size, queries, seed) for size in shots]
         validation.append(RatedEpisodes(held_out, min(shots), queries, seed))
-    method = MAML(model, inner_steps, adapt_steps, inner_rate=inner_rate, second_order=True)
-    train(method, learnt, validation, training, seed)
+    method = MAML(
+        model,
+        inner_steps=inner_steps,
+        adapt_steps=adapt_steps,
+        inner_rate=inner_rate,
+        second_order=True,
+    )
+    # Rated episodes have the two things that train asks of a source: name and draw(index).
+    train(method, cast(list[Source], learnt), cast(list[Source], validation), training, seed)
     return method
 
 
-def _parted(clips: RatedClips, seed: int) -> tuple[RatedClips, RatedClips]:
-    """The clips of the speakers to learn from, and of those that validate."""
+def _held_out(clips: RatedClips, seed: int) -> tuple[RatedClips, RatedClips]:
+    """Return the clips of the speakers to learn from, and of those that validate."""
     rng = np.random.default_rng([seed, *clips.name.encode()])
     speakers = rng.permutation(np.unique(clips.units))
     if len(speakers) < 2:
         raise ValueError(
-            f"{clips.name} has {len(speakers)} speaker; an episode needs one to adapt to and "
-            "another to judge on: leave the task out of the sources"
+            f"{clips.name} must have at least 2 speakers, one to adapt to and one to score on, not "
+            f"{len(speakers)}: leave the task out of the sources"
         )
     count = round(HELD_OUT * len(speakers))
     if count < 2:
@@ -149,4 +167,5 @@ def _parted(clips: RatedClips, seed: int) -> tuple[RatedClips, RatedClips]:
 
 
 def _drawn(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw this many rows; the same row again only if there are too few."""
     return rng.choice(rows, count, replace=len(rows) < count)

@@ -1,4 +1,4 @@
-"""Models that predict ratings, of a clip as a whole or over time, and how they learn."""
+"""Models that predict ratings, per clip or per frame, and how they learn."""
 
 import copy
 from collections.abc import Sequence
@@ -16,22 +16,27 @@ from metaser.methods.inner_loop import adaptable
 
 
 class FrameRater(nn.Module):
-    """Ratings of every frame: layers over time, and the same dense layer on each frame.
+    """Rates every frame: layers over time, then the same dense layer on each frame.
 
     Parameters
     ----------
     channels : int
         Channels of the front end.
     ratings : int
-        Ratings a frame, for example 2 for arousal and valence.
+        Ratings per frame, for example 2 for arousal and valence.
     widths : sequence of int
-        Units of the layers; the paper's are 256, 128 and 64.
+        Units of each layer; the paper's are 256, 128 and 64.
     dropout : float
         Share of units dropped after each layer while training, in [0, 1).
     layers : {"lstm", "dense"}
-        The paper's LSTM stack, or dense layers with ReLU, which see one frame alone.
+        The paper's LSTM layers, or dense layers with ReLU, which see each frame alone.
     pool : int
-        Neighbouring frames of which the mean is taken first.
+        Number of neighbouring frames that are averaged before the first layer.
+
+    Raises
+    ------
+    ValueError
+        If ``layers`` is neither of the two.
 
     References
     ----------
@@ -50,24 +55,29 @@ class FrameRater(nn.Module):
     ) -> None:
         super().__init__()
         if layers not in ("lstm", "dense"):
-            raise ValueError(f"layers must be 'lstm' or 'dense', not {layers!r}")
-        pairs = zip([channels, *widths], widths)
-        if layers == "lstm":
-            made = [nn.LSTM(before, after, batch_first=True) for before, after in pairs]
-        else:
-            made = [nn.Sequential(nn.Linear(*pair), nn.ReLU()) for pair in pairs]
-        self.layers = nn.ModuleList(made)
+            raise ValueError(f"layers must be 'lstm' or 'dense', not {layers!r}: choose one")
+        self.layers = nn.ModuleList(
+            nn.LSTM(before, after, batch_first=True)
+            if layers == "lstm"
+            else nn.Sequential(nn.Linear(before, after), nn.ReLU())
+            for before, after in zip([channels, *widths], widths)
+        )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], ratings)
         self.pool = pool
 
     def forward(self, modalities: dict[str, Padded]) -> Padded:
-        """Return ratings (clips, frames, ratings), zero after a clip's last frame."""
+        """Return ratings (clips, frames, ratings), zero after a clip's last frame.
+
+        There is one frame per ``pool`` frames of the modality "audio".
+        """
         audio = shortened(modalities["audio"], self.pool)
         values = audio.values
         for layer in self.layers:
-            lstm = isinstance(layer, nn.LSTM)
-            values = recurrent(layer, values, audio.mask) if lstm else layer(values)
+            if isinstance(layer, nn.LSTM):
+                values = recurrent(layer, values, audio.mask)
+            else:
+                values = layer(values)
             values = self.dropout(values)
         return Padded(self.head(values) * audio.mask.unsqueeze(-1), audio.mask)
 
@@ -76,6 +86,7 @@ def tuned(
     model: nn.Module,
     audio: Padded,
     ratings: Tensor,
+    *,
     loss: str = "ccc",
     weights: Tensor | None = None,
     steps: int = 300,
@@ -83,28 +94,39 @@ def tuned(
     batch_size: int = 64,
     seed: int = 0,
 ) -> nn.Module:
-    """A copy of a model that has learnt from rated clips, by Adam with a cyclic rate.
+    """Return a copy of a model that has learnt from rated clips, by Adam with a cyclic rate.
 
-    Used to train from the start and, with few steps, to adapt to the few rated clips of a new
-    language.
+    This trains a new model and, with few steps, adapts a trained one to a few rated clips of a
+    new language.
 
     Parameters
     ----------
     model : nn.Module
-        Returns ratings (clips, ratings), such as ``Model``, or over time, such as ``FrameRater``.
-        It stays as it is.
+        Returns ratings per clip, such as ``Model``, or per frame, such as ``FrameRater``. It stays
+        as it is.
     audio : Padded
-        (clips, frames, channels).
+        (clips, frames, channels) features.
     ratings : Tensor
-        (clips, ratings) of each clip, or (clips, frames, ratings) over time, one for each frame
-        that the model returns; NaN where there is none. A model that rates over time is held by its
-        mean over time against ratings of clips.
+        (clips, ratings) per clip, or (clips, frames, ratings) per frame that the model returns; NaN
+        where there is none. If the model rates frames and the ratings are per clip, the mean over
+        the frames counts.
     loss : {"ccc", "mse"}
-        See ``metaser.losses``. The CCC of a batch needs several clips that are rated differently.
+        See ``metaser.losses``. For "ccc" a batch needs several clips that are rated differently.
     weights : Tensor, optional
-        (ratings,) weight of each in the loss; with more than one rating the model is multitask.
-    steps, rate, batch_size, seed
-        See ``fine_tune``; the seed also decides which units are dropped.
+        (ratings,) weight of each rating in the loss; all 1 by default.
+    steps : int
+        Steps of Adam, at least 0.
+    rate : float
+        Highest learning rate.
+    batch_size : int
+        Clips per step, at most.
+    seed : int
+        Decides the order of the clips and which units are dropped.
+
+    Returns
+    -------
+    nn.Module
+        The copy, in evaluation mode.
 
     Raises
     ------
@@ -112,9 +134,12 @@ def tuned(
         If the loss is not known, no clip is rated, or the training has diverged.
     """
     if loss not in RATING_LOSSES:
-        raise ValueError(f"loss must be one of {sorted(RATING_LOSSES)}, not {loss!r}")
+        known = ", ".join(sorted(RATING_LOSSES))
+        raise ValueError(f"loss must be one of {known}, not {loss!r}: choose one of these")
     if ratings.isnan().all():
-        raise ValueError(f"none of the {len(ratings)} clips is rated: there is nothing to learn")
+        raise ValueError(
+            f"at least 1 clip must be rated, not 0 of {len(ratings)}: pass clips with ratings"
+        )
     new = copy.deepcopy(model).train()
 
     def objective(parameters: dict[str, Tensor], rows: Tensor) -> Tensor:
@@ -123,10 +148,19 @@ def tuned(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        learnt = fine_tune(objective, adaptable(new), len(ratings), steps, rate, batch_size, seed)
+        learnt = fine_tune(
+            objective,
+            adaptable(new),
+            len(ratings),
+            steps=steps,
+            rate=rate,
+            batch_size=batch_size,
+            seed=seed,
+        )
     if not all(value.isfinite().all() for value in learnt.values()):
         raise ValueError(
-            f"the training has diverged (rate = {rate}, loss = {loss!r}): take a smaller rate"
+            "parameters must be finite after the training, but it has diverged with rate = "
+            f"{rate} and loss = {loss!r}: take a smaller rate"
         )
     new.load_state_dict({name: value.detach() for name, value in learnt.items()}, strict=False)
     return new.eval()
@@ -134,7 +168,17 @@ def tuned(
 
 @torch.no_grad()
 def predicted(model: nn.Module, audio: Padded, chunk: int = 256) -> Tensor:
-    """Ratings (clips, ratings) of each clip; of a model that rates over time, their mean."""
+    """Return the ratings (clips, ratings) that a model predicts.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As in ``tuned``. If it rates frames, the mean over a clip's frames is its rating.
+    audio : Padded
+        (clips, frames, channels) features.
+    chunk : int
+        Clips that are computed at a time.
+    """
     outputs = []
     for start in range(0, len(audio), chunk):
         output = model({"audio": _trimmed(audio[start : start + chunk])})
@@ -143,13 +187,16 @@ def predicted(model: nn.Module, audio: Padded, chunk: int = 256) -> Tensor:
 
 
 def _trimmed(audio: Padded) -> Padded:
-    """Without the frames that no clip has."""
+    """Return the same clips without the frames that no clip has."""
     frames = int(audio.mask.sum(dim=1).max())
     return Padded(audio.values[:, :frames], audio.mask[:, :frames])
 
 
 def _aligned(output: Tensor | Padded, ratings: Tensor) -> tuple[Tensor, Tensor]:
-    """Predictions and ratings (n, ratings): of clips, or of all real frames of all clips."""
+    """Return predictions and ratings, both (n, ratings): per clip, or per frame of any clip.
+
+    Ratings of frames that are not real become NaN, so they do not count.
+    """
     if isinstance(output, Tensor):
         return output, ratings
     if ratings.dim() == 2:

@@ -13,10 +13,11 @@ from metaser import metrics
 from metaser.batch import Padded
 from metaser.cli import app
 from metaser.dimensional import bench as benchmark
-from metaser.dimensional.bench import Bench, Pool, System
+from metaser.dimensional.bench import Bench, Pool
 from metaser.dimensional.protocol import DimensionalProtocol, read_dimensional
 from metaser.dimensional.rating import FrameRater, predicted, tuned
 from metaser.dimensional.report import write
+from metaser.dimensional.system import System, cells, systems
 from metaser.protocol import BUNDLED, read_protocol
 from metaser.rows import read_rows
 
@@ -146,7 +147,7 @@ def test_ccc_loss_gives_the_larger_ccc_and_mse_the_smaller_error_where_little_is
     ratings = torch.from_numpy(true[:, None])
     start = FrameRater(1, 1, widths=(8,), dropout=0.0, layers="dense")
     found = {
-        loss: predicted(tuned(start, audio[:600], ratings[:600], loss, rate=0.02), audio[600:])
+        loss: predicted(tuned(start, audio[:600], ratings[:600], loss=loss, rate=0.02), audio[600:])
         for loss in ("ccc", "mse")
     }
     ccc = {loss: metrics.ccc(true[600:], output[:, 0].numpy()) for loss, output in found.items()}
@@ -172,7 +173,7 @@ def test_every_system_predicts_what_is_known_on_unheard_languages():
     plan = _plan()
     pool = _pool(plan)
     bench = Bench(plan, pool, 0)
-    for system in benchmark.systems(plan):
+    for system in systems(plan):
         found = bench.predict(system, "it_d")
         assert found.shape == (40, 2)
         least = {"second": 0.3}.get(system.view, 0.5) if system.method != "scratch" else 0.1
@@ -207,7 +208,7 @@ def test_no_system_learns_from_the_ratings_that_it_predicts():
         pool, ratings=np.where((pool.clips["task"] == "it_d").to_numpy()[:, None], -rated, rated)
     )
     benches = [Bench(plan, own, 0) for own in (pool, poisoned)]
-    for system in benchmark.systems(plan):
+    for system in systems(plan):
         clean, other = (bench.predict(system, "it_d") for bench in benches)
         assert np.array_equal(clean, other) != system.in_sample, system
 
@@ -220,7 +221,7 @@ def test_adapting_learns_from_the_half_of_the_speakers_that_is_not_scored(monkey
     units = pool.clips["unit"].to_numpy()
     whole, features = bench._tune, pool.views["first"]
 
-    def tune(model, view, loss, columns, rows, learning=None):
+    def tune(model, view, loss, columns, rows, learning):
         learnt.append(rows)
         return whole(model, view, loss, columns, rows, learning)
 
@@ -260,7 +261,7 @@ def test_run_writes_a_row_a_cell_resumes_and_reports(made, tmp_path):
     plan = _plan(learning={"steps": 2, "rate": 0.01})
     rows = benchmark.run(plan, tmp_path)
     found = read_rows(rows)
-    cells = {
+    measured = {
         (
             row["seed"],
             row["view"],
@@ -273,7 +274,7 @@ def test_run_writes_a_row_a_cell_resumes_and_reports(made, tmp_path):
         )
         for row in found
     }
-    assert len(found) == len(cells) == 2 * len(list(benchmark.cells(plan)))
+    assert len(found) == len(measured) == 2 * len(list(cells(plan)))
     whole = [{k: v for k, v in row.items() if k not in ("seconds", "time")} for row in found]
     lines = rows.read_text().splitlines(keepends=True)
     rows.write_text("".join(lines[::2]))
@@ -307,11 +308,14 @@ def test_missing_ratings_are_counted_and_left_out(made, tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda task: replace(task, ratings={}), "it_d has no rating 'arousal'; .* none"),
+        (
+            lambda task: replace(task, ratings={}),
+            "it_d must have the rating 'arousal', .* declares none",
+        ),
         (lambda task: replace(task, table=None), "the audio of it_d must be present, but is not"),
         (
             lambda task: replace(task, table=task.table.assign(arousal=0.5)),
-            "'arousal' of it_d has 1 different values in 32 clips",
+            r"'arousal' of it_d must have at least 2 .* not 1 \(32 of 32 clips are rated\)",
         ),
     ],
 )
@@ -325,7 +329,9 @@ def test_tasks_that_cannot_be_scored_are_named(made, tmp_path, change, words):
 def test_too_few_rated_clips_to_adapt_to_are_named():
     plan = _plan(adaptation={**PLAN["adaptation"], "shots": [50]})
     bench = Bench(plan, _pool(plan), 0)
-    with pytest.raises(ValueError, match="half of the speakers of it_d have 20 rated clips; 50"):
+    with pytest.raises(
+        ValueError, match="speakers of it_d must have at least 50 rated clips to adapt to, not 20"
+    ):
         bench.predict(System("first", "scratch", shots=50), "it_d")
 
 
@@ -333,7 +339,9 @@ def test_a_report_of_an_unfinished_run_says_what_is_missing(made, tmp_path):
     plan = _plan(learning={"steps": 2, "rate": 0.01}, fusion=None, adaptation=None)
     rows = benchmark.run(plan, tmp_path)
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ValueError, match="has 3 of 4 rows: run `metaser dimensional` again"):
+    with pytest.raises(
+        ValueError, match="must have 4 rows, not 3: run `metaser dimensional` again"
+    ):
         write(tmp_path, tmp_path)
     with pytest.raises(FileNotFoundError, match="holds no rows"):
         write(tmp_path / "nothing", tmp_path)
@@ -343,9 +351,12 @@ def test_a_report_of_an_unfinished_run_says_what_is_missing(made, tmp_path):
     "changes, words",
     [
         ({"targets": ["de_a"]}, "'de_a' is a source and a target"),
-        ({"weights": {"liking": 1.0}}, "weights names 'liking'"),
+        ({"weights": {"liking": 1.0}}, "weights must be of arousal or valence, not of 'liking'"),
         ({"sources": []}, "needs sources"),
-        ({"fusion": {"views": ["first", "third"]}}, "no view 'third'"),
+        (
+            {"fusion": {"views": ["first", "third"]}},
+            "views must be among first, second, not 'third'",
+        ),
         ({"ratings": ["arousal", "arousal"]}, "'arousal' is named twice"),
     ],
 )
@@ -355,6 +366,30 @@ def test_protocols_that_cannot_be_meant(changes, words):
 
 
 OWN = [path.stem for path in BUNDLED.glob("*.toml") if 'kind        = "dim' in path.read_text()]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_committed_reports_are_what_the_committed_rows_give(name, tmp_path):
+    page = write(BUNDLED / "results" / name, tmp_path)
+    assert page.read_bytes() == (BUNDLED / "reports" / name / "report.md").read_bytes()
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_networks_of_bundled_protocols_can_be_built(name):
+    for view in read_dimensional(name).views.values():
+        assert list(benchmark._network(view.network, 8, 2).parameters())
+
+
+@pytest.mark.parametrize(
+    "network, words",
+    [
+        ({"name": "frame"}, "network must be one of .*, not 'frame'. Did you mean 'frames'"),
+        ({"name": "mlp", "hiden": [4]}, "argument of network 'mlp' must be .*, not 'hiden'"),
+    ],
+)
+def test_a_wrong_network_or_argument_names_the_nearest(network, words):
+    with pytest.raises(ValueError, match=words):
+        benchmark._network(network, 8, 2)
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -96,7 +96,7 @@ def test_coverage_of_the_interval_is_near_its_name():
 
 def test_bad_input_is_named():
     with pytest.raises(
-        ValueError, match="1 of 2 predicted ratings are not finite, for example nan"
+        ValueError, match="predicted ratings must be finite, not nan as in 1 of 2 clips"
     ):
         moments([0, 1], [0, np.nan], ["a", "b"])
     with pytest.raises(ValueError, match=r"\(2,\), \(1,\) and \(2,\)"):

@@ -103,7 +103,7 @@ def test_bad_input_is_refused(noise):
     inputs, ratings, groups = noise
     with pytest.raises(ValueError, match="stages must be 1 .* to 5, not 6"):
         fuse(inputs, ratings, groups, stages=6)
-    with pytest.raises(ValueError, match="there are 1 groups in 72 rows"):
+    with pytest.raises(ValueError, match="not 1 groups in 72 rows"):
         out_of_fold(lambda rows: None, np.zeros(72), 5)
-    with pytest.raises(ValueError, match="one has 0 of 72"):
+    with pytest.raises(ValueError, match="known of 0 of 72"):
         fuse(inputs, np.full_like(ratings, np.nan), groups)

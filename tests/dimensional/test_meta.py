@@ -93,7 +93,17 @@ def test_few_clips_teach_a_meta_learnt_model_which_way_a_cue_points():
     found = {}
     for steps in (5, 0):
         plan = Training(updates=150, meta_batch=4, validate_every=50, rate=1e-2)
-        method = meta_learnt(_model(), sources, [10], 24, plan, steps, 0.3, 2 * steps, 0)
+        method = meta_learnt(
+            _model(),
+            sources,
+            shots=[10],
+            queries=24,
+            training=plan,
+            inner_steps=steps,
+            inner_rate=0.3,
+            adapt_steps=2 * steps,
+            seed=0,
+        )
         scores = []
         for sign in (1.0, -1.0):
             target = _clips("bb_y", sign, seed=9)
@@ -117,8 +127,18 @@ def test_clips_that_are_rated_alike_teach_nothing(value):
 
 
 def test_a_task_of_one_speaker_is_refused():
-    with pytest.raises(ValueError, match="aa_x has 1 speaker"):
-        meta_learnt(_model(), [_clips(speakers=1)], [4], 4, Training(updates=1), 1, 0.1, 1, 0)
+    with pytest.raises(ValueError, match="aa_x must have at least 2 speakers, .* not 1"):
+        meta_learnt(
+            _model(),
+            [_clips(speakers=1)],
+            shots=[4],
+            queries=4,
+            training=Training(updates=1),
+            inner_steps=1,
+            inner_rate=0.1,
+            adapt_steps=1,
+            seed=0,
+        )
 
 
 @pytest.mark.parametrize(
