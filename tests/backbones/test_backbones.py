@@ -2,6 +2,7 @@ import inspect
 
 import pytest
 import torch
+from builders import draw_clips
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call
@@ -90,12 +91,7 @@ def _usual(name: str) -> nn.Module:
 
 
 def _clips(lengths, frames=None, kind=torch.float64, seed=0) -> Padded:
-    generator = torch.Generator().manual_seed(seed)
-    frames = frames or max(lengths)
-    values = torch.randn(len(lengths), max(lengths), CHANNELS, generator=generator, dtype=kind)
-    values = nn.functional.pad(values, (0, 0, 0, frames - max(lengths)))
-    mask = torch.arange(frames) < torch.tensor(lengths)[:, None]
-    return Padded(values * mask[..., None], mask)
+    return draw_clips(lengths, CHANNELS, seed=seed, frames=frames, kind=kind)
 
 
 def test_every_backbone_has_a_tiny_configuration():
