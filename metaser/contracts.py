@@ -15,9 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch, Padded
-from metaser.naming import kind_of
-
-MODALITIES = ("audio", "text", "video")
+from metaser.naming import MODALITIES, kind_of
 
 Predictor = Callable[[dict[str, Padded]], Tensor]
 """From the modalities of some clips to scores (clips, classes) or ratings (clips, dimensions)."""

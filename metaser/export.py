@@ -1,7 +1,5 @@
 """Write a model as an ONNX file, which runs without PyTorch and MetaSER."""
 
-import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from metaser.backbones.replknet import merged
 from metaser.batch import Padded
+from metaser.files import whole
 from metaser.model import HEARD, Model
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ def to_onnx(model: Model, path: Path, frames: int | None = None) -> float:
     model : Model
         Not changed; the file has it in single precision and without dropout.
     path : Path
-        The file, replaced if it exists.
+        The file, replaced if it exists; folders above it are made.
     frames : int, optional
         Frames of all sequences, at least 1; shorter clips are padded. Without it, any number.
 
@@ -72,13 +71,10 @@ def to_onnx(model: Model, path: Path, frames: int | None = None) -> float:
     network = _Flat(merged(model).cpu().float().eval(), list(channels))
     sizes = [(3, frames or 37), (1, frames or 50), (HEARD + 2, frames or 1)]
     examples = [_example(channels, *size, seed) for seed, size in enumerate(sizes)]
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / path.name
+    with whole(path) as draft:
         _write(network, examples[0], list(channels), draft, dynamic=frames is None)
         session = onnxruntime.InferenceSession(draft, providers=["CPUExecutionProvider"])
-        largest = max(_difference(session, network, example) for example in examples)
-        os.replace(draft, path)
-    return largest
+        return max(_difference(session, network, example) for example in examples)
 
 
 class _Flat(nn.Module):

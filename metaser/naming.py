@@ -16,6 +16,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+MODALITIES = ("audio", "text", "video")
+"""What a model can take in; backbones read it in this order."""
+
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 """What TOML values of a type are called in messages."""
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from metaser.benchmark.materials import number_domains
+from metaser.episodes import TaskSampler
 from metaser.features import Features
 from metaser.tasks import Task
+from metaser.training import Source
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -104,6 +106,18 @@ def plant() -> Callable[..., Features]:
         return Features(values.astype(np.float32), lengths, hashes, domains=domains)
 
     return make
+
+
+@pytest.fixture
+def sources(make_task, plant) -> tuple[list[Source], list[Source]]:
+    """Sources and validation sources: two tasks, the speakers apart."""
+    found = []
+    for units in ((0, 1, 2, 3), (4, 5)):
+        for seed, name in enumerate(("it_made", "ur_made")):
+            task = make_task(name)
+            sampler = TaskSampler(task, CLASSES, 1, 2, units=units)
+            found.append(Source(sampler, plant(task, 0.5, seed=seed)))
+    return found[:2], found[2:]
 
 
 @pytest.fixture(scope="session")

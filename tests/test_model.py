@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from builders import draw_batch
 from torch import nn
 
-from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.batch import EpisodeBatch
 from metaser.methods import METHODS
 from metaser.methods.maml import MAML
 from metaser.model import Model, settle_batch_norm
@@ -23,11 +24,8 @@ class Normed(nn.Module):
         return self.block(audio.mean())
 
 
-def _batch(seed: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(8, 1, 3, generator=generator, dtype=torch.float64)
-    padded = Padded(values, torch.ones(8, 1, dtype=torch.bool))
-    return Batch({"audio": padded}, torch.arange(4).repeat(2), torch.ones(4, dtype=torch.bool))
+def _episode(seed: int) -> EpisodeBatch:
+    return EpisodeBatch(draw_batch(seed, clips=8), draw_batch(seed + 1, clips=8))
 
 
 def _normed() -> Normed:
@@ -72,7 +70,9 @@ def test_group_norm_looks_at_one_clip_alone():
 def test_an_episode_leaves_no_trace_in_the_next(how):
     model = Model(_normed(), 4, batch_norm=how)
     method = MAML(model, second_order=True).double().train()
-    one, other = (EpisodeBatch(_batch(seed), _batch(seed + 1)) for seed in (0, 5))
+    one, other = (
+        EpisodeBatch(draw_batch(seed, clips=8), draw_batch(seed + 1, clips=8)) for seed in (0, 5)
+    )
     alone = float(method.loss(other).detach())
     method.loss(one)
     assert float(method.loss(other).detach()) == alone
@@ -84,7 +84,9 @@ def test_an_episode_leaves_no_trace_in_the_next(how):
 def test_statistics_of_a_task_do_not_mix_with_those_of_others(name):
     model = Model(_normed(), 4, batch_norm="task")
     method = METHODS[name](model=model).double()
-    episodes = [EpisodeBatch(_batch(seed), _batch(seed + 1)) for seed in (0, 5)]
+    episodes = [
+        EpisodeBatch(draw_batch(seed, clips=8), draw_batch(seed + 1, clips=8)) for seed in (0, 5)
+    ]
     losses = MetaBatch(method).backward(episodes)
     assert losses == pytest.approx([float(method.loss(e).detach()) for e in episodes], rel=1e-12)
 

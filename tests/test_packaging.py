@@ -45,6 +45,7 @@ def _declared(setup: ConfigParser, *extras: str) -> set[str]:
 def _imported(folder: str) -> dict[str, str]:
     """Return each distribution that the files of a folder import, with one file that does."""
     known = packages_distributions()
+    own = {"metaser", "builders"}
     found = {}
     for file in sorted((ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -55,7 +56,7 @@ def _imported(folder: str) -> dict[str, str]:
             else:
                 continue
             for module in {name.split(".")[0] for name in names}:
-                if module not in sys.stdlib_module_names and module != "metaser":
+                if module not in sys.stdlib_module_names and module not in own:
                     name = _normal(known.get(module, [module])[0])
                     found[name] = str(file.relative_to(ROOT))
     return found

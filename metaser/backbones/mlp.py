@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from metaser.batch import Padded
-
-MODALITIES = ("audio", "text", "video")
-"""What the network can read, in the order of its inputs."""
+from metaser.naming import MODALITIES
 
 
 class MLP(nn.Module):

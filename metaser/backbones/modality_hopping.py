@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from metaser.backbones.layers import attend, check_at_least, last_state, shortened
 from metaser.backbones.recurrence import recurrent
 from metaser.batch import Padded
-
-MODALITIES = ("audio", "text", "video")
-"""What the network can read, in the order of its views."""
+from metaser.naming import MODALITIES
 
 MOST_HOPS = 12
 

@@ -26,6 +26,7 @@ def synthesise(
 
 def benchmark(
     protocol: Annotated[str, typer.Argument(help="Name of a protocol, or path of its TOML file.")],
+    *,
     data: Data = None,
     tasks: Folders = None,
     targets: Annotated[str, typer.Option(help="Only these targets, separated by commas.")] = "",
@@ -94,6 +95,7 @@ def report(
 def episodes(
     protocol: Annotated[str, typer.Argument(help="Name of a protocol, or path of its TOML file.")],
     target: Annotated[str, typer.Argument(help="Name of the target task.")],
+    *,
     shots: Annotated[int, typer.Option(help="Support clips per class.")],
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
     seed: Annotated[int, typer.Option(help="Seed of the episodes.")] = 0,

@@ -12,6 +12,7 @@ def dimensional(
     protocol: Annotated[
         str, typer.Argument(help="Name of a protocol of ratings, or path of its TOML file.")
     ] = "dimensional",
+    *,
     data: Data = None,
     tasks: Folders = None,
     jobs: Jobs = 1,

@@ -16,6 +16,7 @@ def features(
     tasks: Annotated[
         list[str] | None, typer.Argument(metavar="TASK...", help="Names of tasks.")
     ] = None,
+    *,
     data: Data = None,
     folders: Folders = None,
     frontend: Annotated[str, typer.Option(help="Front end.")] = "statistics",

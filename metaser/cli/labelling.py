@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from metaser.adaptation.model_file import ModelFile
     from metaser.episodes import Episode
     from metaser.features.table import Features
+    from metaser.labelling.curve import Curve
     from metaser.tasks.task import Task
 
 Guess = Callable[["Episode"], "np.ndarray"]
@@ -27,6 +28,7 @@ Scores = dict[int, list[float]]
 
 def curve(
     task: Annotated[str, typer.Option(metavar="NAME", help="Name of a task, or its folder.")],
+    *,
     data: Data = None,
     folders: Folders = None,
     want: Annotated[
@@ -58,12 +60,7 @@ def curve(
 ) -> None:
     """Measure UAR per number of labelled clips; estimate how many a wanted UAR needs."""
     with plain_errors():
-        if want is not None and not 0 < want < 1:
-            raise ValueError(f"--want must be a UAR between 0 and 1, not {want}: give e.g. 0.7")
-        if figure is not None and figure.suffix.lower() not in (".png", ".svg"):
-            raise ValueError(
-                f"--figure must be a .png or .svg file, not {figure.name!r}: change the ending"
-            )
+        _check_wishes(want, figure)
         from functools import partial
 
         from metaser.labelling import curve as library
@@ -95,30 +92,28 @@ def curve(
         else:
             plain, scores = scores, measured(_model_guess(file, chosen, places))
             _print_curve(chosen, scores, queries, any_speaker, model=model.stem, plain=plain)
-        fitted, resampled = None, []
-        if want is not None or len(scores) >= library.FEWEST:
-            import numpy as np
-
-            fitted = library.fit(scores)
-            resampled = library.resample(scores, np.random.default_rng(seed))
-            typer.echo(
-                f"fit: UAR(K) = {fitted.limit:.3f} - {fitted.loss:.3f} · K^-{fitted.rate:.2f}"
-            )
-            if want is not None:
-                need = library.need(fitted, resampled, want)
-                typer.echo(library.tell(need, fitted, want, shots))
+        fitted, resampled = _fit(scores, want, seed)
         if figure is not None:
-            chance = 1 / len(chosen.classes)
             library.draw(
                 figure,
                 scores,
                 fitted,
-                resampled,
+                resampled=resampled,
                 title=chosen.name,
-                chance=chance,
+                chance=1 / len(chosen.classes),
                 wanted=want,
             )
             typer.echo(f"figure: {figure}")
+
+
+def _check_wishes(want: float | None, figure: Path | None) -> None:
+    """Refuse a wanted UAR or a figure that cannot be, before any sound is read."""
+    if want is not None and not 0 < want < 1:
+        raise ValueError(f"--want must be a UAR between 0 and 1, not {want}: give e.g. 0.7")
+    if figure is not None and figure.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(
+            f"--figure must be a .png or .svg file, not {figure.name!r}: change the ending"
+        )
 
 
 def _load(path: Path) -> "ModelFile":
@@ -145,6 +140,26 @@ def _model_guess(file: "ModelFile", task: "Task", places: Places) -> Guess:
         )
     features = extract(task, file.frontend(), places.cache, jobs=places.jobs, progress=True)
     return adapted_model(file, features)
+
+
+def _fit(scores: Scores, want: float | None, seed: int) -> tuple["Curve | None", list["Curve"]]:
+    """Fit a curve to the scores and to resamples of them; print it and what a wanted UAR needs.
+
+    Where there are too few points for a fit and no UAR is wanted, there is no curve.
+    """
+    import numpy as np
+
+    from metaser.labelling import curve as library
+
+    if want is None and len(scores) < library.FEWEST:
+        return None, []
+    fitted = library.fit(scores)
+    resampled = library.resample(scores, np.random.default_rng(seed))
+    typer.echo(f"fit: UAR(K) = {fitted.limit:.3f} - {fitted.loss:.3f} · K^-{fitted.rate:.2f}")
+    if want is not None:
+        need = library.need(fitted, resampled, want)
+        typer.echo(library.tell(need, fitted, want, list(scores)))
+    return fitted, resampled
 
 
 def _prepare(
@@ -238,6 +253,7 @@ def _print_curve(
 
 def select(
     count: Annotated[int, typer.Option(min=1, help="Clips to choose.")],
+    *,
     audio: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of unlabelled recordings.")
     ] = None,

@@ -34,6 +34,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Another seed gives other draws."
 
 def train(
     out: Annotated[Path, typer.Option(help="Model file to write, e.g. model.safetensors.")],
+    *,
     data: Data = None,
     tasks: Folders = None,
     sources: Annotated[
@@ -78,11 +79,12 @@ def train(
 
 def adapt(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Model file to write.")],
     folder: Annotated[
         Path | None,
         typer.Argument(help="Labelled clips in sub-folders named by emotion (and speaker below)."),
     ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Model file to write.")],
     task: Annotated[str | None, typer.Option(help="Take the clips of this task instead.")] = None,
     shots: Annotated[
         int | None, typer.Option(min=1, help="Clips per class, drawn at random; all if not given.")
@@ -145,6 +147,7 @@ def predict(
         list[str],
         typer.Argument(help="Audio files or folders of them; - reads names from standard input."),
     ],
+    *,
     csv: Annotated[Path | None, typer.Option(help="Write a CSV file.")] = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write one JSON object per line.")] = None,
     window: Annotated[
@@ -249,7 +252,6 @@ def export(
         if onnx is not None:
             from metaser import export as network
 
-            onnx.parent.mkdir(parents=True, exist_ok=True)
             difference = network.to_onnx(cast("Network", file.predictor.model), onnx, frames)
             typer.echo(f"{onnx}: scores differ by at most {difference:.1e}")
         if card is not None:
@@ -275,7 +277,7 @@ def demonstrate(folder: Path, languages: Path) -> None:
         cache=folder / "cache",
     )
     typer.echo(f"\n$ metaser adapt {model} --out {adapted} --task it_synthetic --shots 5 {options}")
-    adapt(model, adapted, task="it_synthetic", shots=5, data=data, tasks=[tasks])
+    adapt(model, out=adapted, task="it_synthetic", shots=5, data=data, tasks=[tasks])
     typer.echo(f"\n$ metaser predict {adapted} {clip}")
     predict(adapted, [str(clip)])
 
@@ -314,7 +316,6 @@ def _write(path: Path, text: str) -> None:
     if str(path) == "-":
         typer.echo(text, nl=False)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
     typer.echo(path, err=True)
 

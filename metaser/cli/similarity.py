@@ -18,6 +18,7 @@ RANKED_BY = "mmd"
 
 def similarity(
     target: Annotated[str, typer.Argument(help="Target task: its name or folder.")],
+    *,
     data: Data = None,
     tasks: Folders = None,
     frontend: Annotated[str, typer.Option(help="Front end whose features are compared.")] = (

@@ -23,6 +23,53 @@ MANUAL = {
 }
 """Questions that nobody but the user can answer."""
 
+# What `metaser tasks new` takes; together in its signature they would hide the command itself.
+Name = Annotated[str, typer.Argument(help="Name of the task; the language code is put before it.")]
+Audio = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the recordings.")]
+Table = Annotated[Path | None, typer.Option(help="Table of labels: .csv, .jsonl or .xlsx.")]
+Language = Annotated[str, typer.Option(help="ISO 639 code.")]
+Licence = Annotated[str, typer.Option(help="Licence of the recordings.")]
+Consent = Annotated[str, typer.Option(help="What the speakers agreed to, or the terms of use.")]
+Corpus = Annotated[str, typer.Option(help="Name of the corpus; that of the folder if not given.")]
+Homepage = Annotated[str, typer.Option(help="Where to obtain it.")]
+Reference = Annotated[str, typer.Option(help="What to cite.")]
+FileColumn = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Column of the table with the file names.")
+]
+EmotionField = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD", help="Emotion: a column, or a field of the file names."),
+]
+SpeakerField = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD", help="Speaker: a column, or a field of the file names."),
+]
+OneSpeaker = Annotated[bool, typer.Option("--one-speaker", help="One person speaks all clips.")]
+Pattern = Annotated[
+    str, typer.Option(help="Regular expression of file names with groups emotion, speaker.")
+]
+Codes = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="CODE=CLASS", help="What a label means; may be repeated."),
+]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CODE", help="A label that is not used; may be repeated."),
+]
+NewClass = Annotated[
+    list[str] | None,
+    typer.Option(metavar="CLASS", help="A class that MetaSER does not know; may be repeated."),
+]
+IgnoreRest = Annotated[
+    bool, typer.Option("--ignore-rest", help="Leave out audio files without a label.")
+]
+WriteAudio = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="New folder for audio that is stored inside a data set."),
+]
+Into = Annotated[Path, typer.Option(metavar="DIR", help="Folder of your tasks.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Ask nothing; missing answers are errors.")]
+
 
 @dataclass(frozen=True)
 class _Labels:
@@ -55,66 +102,29 @@ class _Labels:
 
 def new(
     context: typer.Context,
-    name: Annotated[
-        str, typer.Argument(help="Name of the task; the language code is put before it.")
-    ],
-    audio: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the recordings.")],
-    table: Annotated[
-        Path | None, typer.Option(help="Table of labels: .csv, .jsonl or .xlsx.")
-    ] = None,
-    language: Annotated[str, typer.Option(help="ISO 639 code.")] = "",
-    licence: Annotated[str, typer.Option(help="Licence of the recordings.")] = "",
-    consent: Annotated[
-        str, typer.Option(help="What the speakers agreed to, or the terms of use.")
-    ] = "",
-    corpus: Annotated[
-        str, typer.Option(help="Name of the corpus; that of the folder if not given.")
-    ] = "",
-    homepage: Annotated[str, typer.Option(help="Where to obtain it.")] = "not published",
-    reference: Annotated[str, typer.Option(help="What to cite.")] = "unpublished",
-    file: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of the table with the file names.")
-    ] = None,
-    emotion: Annotated[
-        str | None,
-        typer.Option(metavar="FIELD", help="Emotion: a column, or a field of the file names."),
-    ] = None,
-    speaker: Annotated[
-        str | None,
-        typer.Option(metavar="FIELD", help="Speaker: a column, or a field of the file names."),
-    ] = None,
-    one_speaker: Annotated[
-        bool, typer.Option("--one-speaker", help="One person speaks all clips.")
-    ] = False,
-    pattern: Annotated[
-        str, typer.Option(help="Regular expression of file names with groups emotion, speaker.")
-    ] = "",
-    codes: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="CODE=CLASS", help="What a label means; may be repeated."),
-    ] = None,
-    drop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CODE", help="A label that is not used; may be repeated."),
-    ] = None,
-    new_class: Annotated[
-        list[str] | None,
-        typer.Option(metavar="CLASS", help="A class that MetaSER does not know; may be repeated."),
-    ] = None,
-    ignore_rest: Annotated[
-        bool, typer.Option("--ignore-rest", help="Leave out audio files without a label.")
-    ] = False,
-    write_audio: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="New folder for audio that is stored inside a data set."),
-    ] = None,
-    into: Annotated[Path, typer.Option(metavar="DIR", help="Folder of your tasks.")] = Path(
-        "my_tasks"
-    ),
+    name: Name,
+    *,
+    audio: Audio,
+    table: Table = None,
+    language: Language = "",
+    licence: Licence = "",
+    consent: Consent = "",
+    corpus: Corpus = "",
+    homepage: Homepage = "not published",
+    reference: Reference = "unpublished",
+    file: FileColumn = None,
+    emotion: EmotionField = None,
+    speaker: SpeakerField = None,
+    one_speaker: OneSpeaker = False,
+    pattern: Pattern = "",
+    codes: Codes = None,
+    drop: Drop = None,
+    new_class: NewClass = None,
+    ignore_rest: IgnoreRest = False,
+    write_audio: WriteAudio = None,
+    into: Into = Path("my_tasks"),
     data: Data = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Ask nothing; missing answers are errors.")
-    ] = False,
+    yes: Yes = False,
 ) -> None:
     """Make a task folder from recordings with labels in folder names, file names or a table."""
     from metaser.tasks import new as library
@@ -189,10 +199,10 @@ def _pair(text: str) -> tuple[str, str]:
 def _classes(clips: "Clips", labels: _Labels) -> tuple[dict[str, str], list[str]]:
     """Return the class of each label, and the labels that are dropped; ask for missing ones."""
     from metaser.tasks.labels import CLASSES, check_mapping
-    from metaser.tasks.names import map_codes
+    from metaser.tasks.names import sort_codes
 
     counts = Counter(clips.table["emotion"])
-    mapped, dropped, unknown = map_codes(counts, labels.mapping, labels.drop)
+    mapped, dropped, unknown = sort_codes(counts, labels.mapping, labels.drop)
     if unknown and not labels.ask:
         raise ValueError(
             "every label must have a class, but nobody has said what these labels mean: "

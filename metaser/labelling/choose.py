@@ -11,8 +11,8 @@ from joblib import Parallel, delayed
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin_min
 
-from metaser import audio
-from metaser.frontends.spectral import Statistics
+from metaser.features.hear import at_rate, compute_frames, read_clip
+from metaser.frontends import make_frontend
 
 
 def at_random(
@@ -67,6 +67,7 @@ def k_centre(
     the clip nearest to the mean. No random numbers are used. Parameters and result are those of
     `at_random`, but a smaller choice is always a part of a larger one.
     """
+    del rng  # every strategy takes one; this one does not draw
     _check(values, count, labelled)
     far = np.full(len(values), np.inf)
     if len(labelled):
@@ -128,20 +129,21 @@ def hear(paths: Sequence[Path], jobs: int = 1) -> np.ndarray:
     Returns
     -------
     ndarray of float32, shape (files, channels)
-        One row per file, see `Statistics`.
+        One row per file, see `metaser.frontends.spectral.Statistics`.
 
     Raises
     ------
     AudioError
-        If a file cannot be read; the message names it.
+        If a file cannot be read, or its features are not finite; the message names it.
     """
     return np.concatenate(Parallel(n_jobs=jobs)(delayed(_statistics)(path) for path in paths))
 
 
 def _statistics(path: Path) -> np.ndarray:
-    """Extract the statistics of one file, (1, channels)."""
-    frontend = Statistics()
-    return frontend(audio.read(path, frontend.rate))
+    """Extract the statistics of one file of any length, (1, channels)."""
+    frontend = make_frontend({"name": "statistics"})
+    (heard,) = compute_frames([at_rate(read_clip(path), frontend.rate)], frontend)
+    return heard.frames
 
 
 def standardise(values: np.ndarray, limit: float = 5.0) -> np.ndarray:

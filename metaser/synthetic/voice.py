@@ -140,7 +140,7 @@ class Engine:
         self._callback = kind(self._collect)
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _collect(self, samples: int | None, count: int, events: int | None) -> int:
+    def _collect(self, samples: int | None, count: int, _events: int | None) -> int:
         """Keep a block of samples that the engine hands over; 0 tells it to go on."""
         if samples and count > 0:
             self._blocks.append(ctypes.string_at(samples, 2 * count))

@@ -10,22 +10,15 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from metaser import naming
-
-MODALITIES = ("audio", "text", "video")
-"""What a model can take in."""
+from metaser.naming import MODALITIES, Section, nearest
 
 Text = Annotated[str, Field(min_length=1)]
 """A string that is not empty."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class Transcripts(_Strict):
+class Transcripts(Section):
     """One ``[[transcripts]]`` section of task.toml: a table with the words of each clip.
 
     Attributes
@@ -52,7 +45,7 @@ class Transcripts(_Strict):
         return self
 
 
-class Vectors(_Strict):
+class Vectors(Section):
     """A ``[vectors.<modality>]`` section of task.toml: a file with one or more vectors per clip.
 
     Attributes
@@ -72,7 +65,7 @@ class Vectors(_Strict):
         return self
 
 
-class Video(_Strict):
+class Video(Section):
     """The ``[video]`` section of task.toml: one video file per clip.
 
     Attributes
@@ -88,7 +81,7 @@ class Video(_Strict):
 
 
 def check_modalities(names: Iterable[str], where: str) -> None:
-    """Check that all names are in `MODALITIES`.
+    """Check that all names are in ``metaser.naming.MODALITIES``.
 
     Parameters
     ----------
@@ -106,7 +99,7 @@ def check_modalities(names: Iterable[str], where: str) -> None:
         if name not in MODALITIES:
             raise ValueError(
                 f"{where} must name one of {', '.join(MODALITIES)}, not {name!r}."
-                f"{naming.nearest(name, MODALITIES)}"
+                f"{nearest(name, MODALITIES)}"
             )
 
 
@@ -137,7 +130,7 @@ def read_columns(path: Path, separator: str, columns: Mapping[str, str]) -> list
         if column not in table:
             raise ValueError(
                 f"{path.name} must have the column {column!r}, but has {', '.join(table)}: correct "
-                f"the table, or the name in task.toml.{naming.nearest(column, table)}"
+                f"the table, or the name in task.toml.{nearest(column, table)}"
             )
     return [
         {name: row[column] for name, column in columns.items()} for row in table.to_dict("records")

@@ -86,7 +86,7 @@ def plain_text(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip().casefold()
 
 
-def map_codes(
+def sort_codes(
     codes: Collection[str], mapping: Mapping[str, str], drop: Collection[str]
 ) -> tuple[dict[str, str], list[str], list[str]]:
     """Sort the codes of a corpus into mapped, dropped and unknown ones.

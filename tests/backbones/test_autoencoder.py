@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from builders import draw_clips
 
 from metaser.backbones import MLP
 from metaser.backbones.autoencoder import Autoencoder
@@ -20,11 +21,7 @@ def _backbone(**sizes) -> Autoencoder:
 
 
 def _clips(lengths, frames=None, seed=0) -> Padded:
-    draw = torch.Generator().manual_seed(seed)
-    values = torch.randn(len(lengths), max(lengths), CHANNELS, generator=draw, dtype=torch.float64)
-    padded = Padded(values, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
-    padded = Padded(values * padded.mask[..., None], padded.mask)
-    return padded.lengthened(frames or max(lengths))
+    return draw_clips(lengths, CHANNELS, seed=seed, frames=frames)
 
 
 def test_attention_is_pytorch_s():

@@ -2,6 +2,7 @@ import inspect
 
 import pytest
 import torch
+from builders import draw_clips
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.func import functional_call
@@ -13,9 +14,9 @@ from metaser.backbones.layers import statistics_pooling
 from metaser.batch import Padded
 from metaser.export import to_onnx
 from metaser.model import Model
+from metaser.naming import MODALITIES
 
 CHANNELS = 3
-MODALITIES = {"audio", "text", "video"}
 _STREAM = {"width": 4, "heads": 2, "dense": (3,), "dropout": 0.0, "dense_dropout": 0.0}
 _KERNELS = {"widths": (3, 4), "kernels": ((7, 5), (5, 5)), "stride": 2}
 _ENCODER = {"width": 4, "heads": 2, "feedforward": 3, "layers": 1, "dropout": 0.0}
@@ -90,12 +91,7 @@ def _usual(name: str) -> nn.Module:
 
 
 def _clips(lengths, frames=None, kind=torch.float64, seed=0) -> Padded:
-    generator = torch.Generator().manual_seed(seed)
-    frames = frames or max(lengths)
-    values = torch.randn(len(lengths), max(lengths), CHANNELS, generator=generator, dtype=kind)
-    values = nn.functional.pad(values, (0, 0, 0, frames - max(lengths)))
-    mask = torch.arange(frames) < torch.tensor(lengths)[:, None]
-    return Padded(values * mask[..., None], mask)
+    return draw_clips(lengths, CHANNELS, seed=seed, frames=frames, kind=kind)
 
 
 def test_every_backbone_has_a_tiny_configuration():
@@ -112,7 +108,7 @@ def test_one_embedding_a_clip(name, arguments):
     output = backbone(audio=_clips([4, 1, 7], kind=torch.float32))
     assert output.shape == (3, backbone.dim)
     assert output.dtype == torch.float32 and output.isfinite().all()
-    assert {"audio"} <= set(inspect.signature(backbone.forward).parameters) <= MODALITIES
+    assert {"audio"} <= set(inspect.signature(backbone.forward).parameters) <= set(MODALITIES)
 
 
 @each

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import draw_clips
 from torch import Tensor
 from torch.func import functional_call, vmap
 
@@ -13,11 +14,7 @@ LENGTHS = (4, 1, 7)
 
 
 def _clips(*lengths: int, channels=3, tasks=()) -> Padded:
-    generator = torch.Generator().manual_seed(0)
-    shape = (*tasks, len(lengths), max(lengths), channels)
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return Padded(values * mask.unsqueeze(-1), mask.expand(shape[:-1]))
+    return draw_clips(lengths, channels, tasks=tasks)
 
 
 def _net(**options):

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from builders import draw_clips
 from torch import nn
 from torch.func import functional_call, vmap
 
@@ -19,16 +20,8 @@ LENGTHS = {"audio": (4, 1, 9, 6), "text": (2, 5, 1, 3)}
 UNLIKE = {"width": {"audio": 8, "text": 4}, "heads": 2, "dense": (24, 16), "pool": 1}
 
 
-def _padded(lengths, channels, frames=None, seed=0) -> Padded:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(lengths), max(lengths), channels)
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return Padded(values * mask.unsqueeze(-1), mask).lengthened(frames or max(lengths))
-
-
 def _clips(*names, frames=None) -> dict[str, Padded]:
-    return {name: _padded(LENGTHS[name], CHANNELS[name], frames) for name in names}
+    return {name: draw_clips(LENGTHS[name], CHANNELS[name], frames=frames) for name in names}
 
 
 def _random(module: nn.Module) -> nn.Module:
@@ -240,8 +233,8 @@ def _stock(attention: KeySparseAttention, key_width: int) -> nn.MultiheadAttenti
 @pytest.mark.parametrize("key_width", [6, 4])
 def test_with_all_keys_it_is_ordinary_attention(key_width):
     attention = _random(KeySparseAttention(6, 3, 1, key_width))
-    query, key = _padded((4, 2, 7), 6), _padded((5, 8, 1), key_width, seed=1)
-    values = _padded((5, 8, 1), key_width, seed=2).values
+    query, key = draw_clips((4, 2, 7), 6), draw_clips((5, 8, 1), key_width, seed=1)
+    values = draw_clips((5, 8, 1), key_width, seed=2).values
     found = attention(query, key, values)
     expected, _ = _stock(attention, key_width)(
         query.values, key.values, values, key_padding_mask=~key.mask
@@ -279,7 +272,7 @@ def test_of_equal_keys_the_earlier_are_kept():
 
 def test_gradients_flow_through_the_values_of_kept_keys_only():
     attention = _random(KeySparseAttention(6, 1, 0.5))
-    frames, values = _padded((8,), 6), _padded((8,), 6, seed=1).values.requires_grad_()
+    frames, values = draw_clips((8,), 6), draw_clips((8,), 6, seed=1).values.requires_grad_()
     slope = torch.autograd.grad(attention(frames, frames, values).square().sum(), values)[0]
     x = frames.values[0].numpy()
     _, (kept,) = _attention(_numpy(attention), 1, 0.5, x, x, values[0].detach().numpy())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import draw_clips
 from torch.func import functional_call, vmap
 
 from metaser.backbones import BACKBONES
@@ -12,11 +13,7 @@ LENGTHS = {"audio": (4, 1, 7), "text": (2, 3, 1), "video": (1, 5, 2)}
 
 
 def _padded(lengths, channels, tasks=()) -> Padded:
-    generator = torch.Generator().manual_seed(channels)
-    shape = (*tasks, len(lengths), max(lengths), channels)
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return Padded(values * mask.unsqueeze(-1), mask.expand(shape[:-1]))
+    return draw_clips(lengths, channels, seed=channels, tasks=tasks)
 
 
 def _clips(*names, lengths=LENGTHS, tasks=()) -> dict[str, Padded]:

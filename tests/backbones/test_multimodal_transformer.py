@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import draw_clips
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
@@ -19,14 +20,10 @@ OPTIONS = {"width": 8, "heads": 2, "feedforward": 6, "layers": 2, "pool": 1}
 
 
 def _clips(lengths=CLIPS, tasks=()) -> dict[str, Padded]:
-    found = {}
-    for name, own in lengths.items():
-        shape = (*tasks, len(own), max(own), CHANNELS[name])
-        generator = torch.Generator().manual_seed(len(name))
-        values = torch.randn(shape, generator=generator, dtype=torch.float64)
-        mask = torch.arange(max(own)) < torch.tensor(own)[:, None]
-        found[name] = Padded(values * mask.unsqueeze(-1), mask.expand(shape[:-1]))
-    return found
+    return {
+        name: draw_clips(own, CHANNELS[name], seed=len(name), tasks=tasks)
+        for name, own in lengths.items()
+    }
 
 
 def _net(channels=CHANNELS, **options):

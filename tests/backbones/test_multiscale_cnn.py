@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import draw_clips
 from torch.func import functional_call, vmap
 
 from metaser.backbones import BACKBONES
@@ -13,12 +14,7 @@ OPTIONS = {"kernels": (3, 5), "filters": 4, "text_kernels": (2, 3)}
 
 
 def _padded(name, tasks=()) -> Padded:
-    lengths = LENGTHS[name]
-    shape = (*tasks, len(lengths), max(lengths), CHANNELS[name])
-    generator = torch.Generator().manual_seed(len(name))
-    values = torch.randn(shape, generator=generator, dtype=torch.float64)
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    return Padded(values * mask.unsqueeze(-1), mask.expand(shape[:-1]))
+    return draw_clips(LENGTHS[name], CHANNELS[name], seed=len(name), tasks=tasks)
 
 
 def _clips(tasks=()) -> dict[str, Padded]:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from builders import write_noise
 from joblib import parallel_config
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
@@ -48,8 +49,8 @@ class Chunks:
 
 
 def _write(path: Path, seed: int, samples: int = 4000) -> None:
-    noise = np.random.default_rng(seed).standard_normal(samples) * 0.1
-    soundfile.write(path, noise, 16000, subtype="FLOAT" if path.suffix == ".wav" else "PCM_16")
+    subtype = "FLOAT" if path.suffix == ".wav" else "PCM_16"
+    write_noise(path, np.random.default_rng(seed), samples, subtype=subtype)
 
 
 @pytest.fixture

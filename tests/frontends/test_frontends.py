@@ -1,16 +1,12 @@
 import numpy as np
 import pytest
+from builders import draw_noise
 from scipy.fft import dct
 from scipy.signal import get_window
 from torch import nn
 
 from metaser import safe_librosa as librosa
 from metaser.frontends import FRONTENDS, MFCC, LogMel, Statistics
-
-
-def _noise(seconds: float, rate: int, level: float = 0.1, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return (level * rng.standard_normal(int(seconds * rate))).astype(np.float32)
 
 
 def _tone(hertz: float, rate: int, seconds: float = 1.5) -> np.ndarray:
@@ -43,7 +39,7 @@ def _mel_decibel(waveform: np.ndarray, rate: int, window: int, hop: int, bands: 
 
 
 def test_mfcc_equals_the_written_formula():
-    waveform = _noise(4, 22050) * np.linspace(0, 1, 4 * 22050, dtype=np.float32)
+    waveform = draw_noise(4 * 22050) * np.linspace(0, 1, 4 * 22050, dtype=np.float32)
     decibel = _mel_decibel(waveform, 22050, 2048, 512, 128)
     expected = dct(np.maximum(decibel, decibel.max() - 80), axis=0, norm="ortho")[:20, :120].T
     values = MFCC()(waveform)
@@ -52,14 +48,14 @@ def test_mfcc_equals_the_written_formula():
 
 
 def test_mfcc_pads_short_clips_with_zeros_at_the_end():
-    clip = _noise(1, 22050)
+    clip = draw_noise(22050)
     values, real = MFCC()(clip), 1 + len(clip) // 512
     assert values.shape == (120, 20)
     assert (values[:real] != 0).all() and (values[real:] == 0).all()
 
 
 def test_log_mel_equals_the_written_formula():
-    waveform = _noise(1, 16000)
+    waveform = draw_noise(16000)
     values = LogMel()(waveform)
     expected = _mel_decibel(waveform, 16000, 512, 160, 64).T
     assert values.shape == (101, 64)
@@ -67,7 +63,7 @@ def test_log_mel_equals_the_written_formula():
 
 
 def test_log_mel_cuts_long_clips_and_leaves_short_ones_short():
-    clip = _noise(3.5, 16000)
+    clip = draw_noise(56000)
     assert len(LogMel()(clip)) == 300
     assert len(LogMel(frames=400)(clip)) == 351
     np.testing.assert_array_equal(LogMel()(clip), LogMel(frames=400)(clip)[:300])
@@ -75,7 +71,7 @@ def test_log_mel_cuts_long_clips_and_leaves_short_ones_short():
 
 def test_statistics_know_the_gain_in_two_channels_only():
     frontend = Statistics()
-    clip = _noise(1, 16000) + _tone(180, 16000, 1)
+    clip = draw_noise(16000) + _tone(180, 16000, 1)
     change = (frontend(np.float32(0.5) * clip) - frontend(clip))[0]
     moved = np.sort(change[np.abs(change) > 0.01])
     decibel = 20 * np.log10(0.5)  # the level, and the mean of 64 orthonormal mel bands
@@ -92,8 +88,8 @@ def test_statistics_follow_the_pitch():
 
 def test_statistics_do_not_count_the_silence_around_the_speech():
     frontend = Statistics()
-    clip = _noise(1, 16000)
-    quiet = _noise(0.5, 16000, 1e-5)
+    clip = draw_noise(16000)
+    quiet = draw_noise(8000, level=1e-5)
     inside, outside = frontend(clip)[0], frontend(np.concatenate([quiet, clip, quiet]))[0]
     # Most channels look at the active frames only; the edges of the noise touch a few of these.
     assert np.median(np.abs(inside - outside) / (np.abs(inside) + 1)) < 0.05
@@ -102,12 +98,12 @@ def test_statistics_do_not_count_the_silence_around_the_speech():
 def _awkward_clips(rate: int) -> dict[str, np.ndarray]:
     return {
         "silence": np.zeros(rate, np.float32),
-        "almost silence": _noise(1, rate, 1e-7),
-        "a hundred samples": _noise(100 / rate, rate),
+        "almost silence": draw_noise(rate, level=1e-7),
+        "a hundred samples": draw_noise(100),
         "one sample": np.full(1, 0.5, np.float32),
         "tone": _tone(200, rate),
         "pure sine": np.sin(np.arange(rate) * 0.1).astype(np.float32),
-        "noise": _noise(2, rate),
+        "noise": draw_noise(2 * rate),
         "click": np.eye(1, rate, rate // 2, dtype=np.float32)[0],
         "full scale square": np.sign(np.sin(np.arange(rate) * 0.05)).astype(np.float32),
         "offset": np.full(rate, 0.7, np.float32),
@@ -190,7 +186,7 @@ def test_other_engines_are_refused(kind):
 
 
 def test_deltas_are_librosa_s_over_the_whole_clip():
-    clip = _noise(4, 22050)
+    clip = draw_noise(4 * 22050)
     plain, deltas = MFCC(frames=150, coefficients=40), FRONTENDS["mfcc40"]()
     assert deltas == MFCC(coefficients=40, deltas=2, frames=300)
     whole = MFCC(frames=1 + len(clip) // 512, coefficients=40)(clip)

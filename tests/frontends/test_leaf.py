@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from builders import draw_noise
 from scipy.signal import get_window
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
@@ -22,10 +23,6 @@ def _padded(clips: list[np.ndarray], leaf: Leaf, dtype=torch.float32) -> Padded:
     lengths = torch.tensor([len(values) for values in frames])
     values = nn.utils.rnn.pad_sequence(frames, batch_first=True)
     return Padded(values, torch.arange(values.shape[1]) < lengths[:, None])
-
-
-def _noise(samples: int, seed: int = 0, level: float = 0.1) -> np.ndarray:
-    return (level * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
 def _scene(seed: int = 0) -> np.ndarray:
@@ -88,7 +85,7 @@ def test_a_tone_is_loudest_in_its_own_channel():
 @pytest.mark.parametrize("stride", [10, 30])
 def test_energy_equals_convolution_and_pooling_one_by_one(stride):
     leaf = Leaf(filters=5, stride=stride, step=1)
-    clip = _noise(2400)
+    clip = draw_noise(2400)
     hop, gabor = 16 * stride, leaf.gabor().detach().double().numpy()
     found = leaf.energy(torch.from_numpy(clip)[None])[0].detach()
     assert found.shape == (5, 2400 // hop)
@@ -104,7 +101,7 @@ def test_energy_equals_convolution_and_pooling_one_by_one(stride):
 
 
 def test_frames_of_30_ms_are_every_third_of_10_ms():
-    clip = torch.from_numpy(_noise(16000))[None]
+    clip = torch.from_numpy(draw_noise(16000))[None]
     every, third = Leaf().energy(clip), Leaf(stride=30).energy(clip)
     assert every.shape[2] == 100 and third.shape[2] == 34
     torch.testing.assert_close(third[:, :, :33], every[:, :, 1::3], rtol=1e-4, atol=0)
@@ -112,7 +109,7 @@ def test_frames_of_30_ms_are_every_third_of_10_ms():
 
 def test_a_larger_step_hardly_changes_the_output():
     leaf, fast = Leaf(step=1), Leaf()
-    clip = _padded([_scene(), _noise(32000)], leaf)
+    clip = _padded([_scene(), draw_noise(32000)], leaf)
     exact, approximate = leaf(clip).values.detach(), fast(clip).values.detach()
     change = (exact - approximate).abs() / exact.std()
     # Most where the window just touches the beginning of a loud sound.
@@ -210,7 +207,7 @@ def test_derivatives_match_finite_differences(name, step):
     # once would take several times longer.
     for filters, lengths in ((3, (90, 40)), (1, (300,))):
         leaf = _tiny(filters=filters, step=step)
-        clips = [_noise(length, seed) for seed, length in enumerate(lengths)]
+        clips = [draw_noise(length, seed) for seed, length in enumerate(lengths)]
         batch = _padded(clips, leaf, torch.float64)
 
         def output(value):
@@ -224,7 +221,7 @@ def test_derivatives_match_finite_differences(name, step):
 
 def test_mixed_second_derivatives_match_finite_differences():
     leaf = _tiny(filters=1)
-    batch = _padded([_noise(80)], leaf, torch.float64)
+    batch = _padded([draw_noise(80)], leaf, torch.float64)
     values = [x.detach().clone().requires_grad_() for x in leaf.parameters()]
 
     def output(*values):
@@ -279,7 +276,7 @@ def test_a_parameter_comes_back_from_outside_its_range():
 @pytest.mark.parametrize("stride", [10, 30])
 def test_padding_changes_nothing(stride):
     leaf = Leaf(stride=stride).double()
-    clips = [_scene()[:7000], _noise(3210), _noise(20, 1), _noise(16000, 2)]
+    clips = [_scene()[:7000], draw_noise(3210), draw_noise(20, 1), draw_noise(16000, 2)]
     together = leaf(_padded(clips, leaf, torch.float64))
     frames = [-(-len(clip) // (16 * stride)) for clip in clips]
     assert together.mask.sum(dim=1).tolist() == frames
@@ -294,7 +291,7 @@ def test_padding_changes_nothing(stride):
 
 def test_the_last_frames_hear_the_end_of_the_clip_as_a_longer_clip_of_silence_does():
     leaf = Leaf().double()
-    clip = _noise(3200)
+    clip = draw_noise(3200)
     short, long = (_padded([np.pad(clip, (0, more))], leaf, torch.float64) for more in (0, 4800))
     short, long = leaf(short).values, leaf(long).values
     torch.testing.assert_close(short, long[:, :20], rtol=1e-11, atol=1e-13)
@@ -305,7 +302,7 @@ def test_the_last_frames_hear_the_end_of_the_clip_as_a_longer_clip_of_silence_do
 def test_a_stack_of_tasks_equals_one_by_one(stride):
     leaf = Leaf(filters=4, stride=stride).double()
     rng = np.random.default_rng(5)
-    inputs = [_padded([_noise(4000, 2 * i), _noise(2500, 7 * i)], leaf) for i in range(3)]
+    inputs = [_padded([draw_noise(4000, 2 * i), draw_noise(2500, 7 * i)], leaf) for i in range(3)]
     values = torch.stack([one.values for one in inputs]).double()
     masks = torch.stack([one.mask for one in inputs])
     own = {
@@ -335,7 +332,7 @@ def test_awkward_clips_have_finite_output_and_gradients():
     leaf = Leaf()
     square = np.sign(np.sin(np.arange(16000) * 0.05)).astype(np.float32)
     silence, one = np.zeros(8000, np.float32), np.full(1, 0.5, np.float32)
-    for clip in (silence, one, square, _noise(8000, level=1e-7), np.zeros(0, np.float32)):
+    for clip in (silence, one, square, draw_noise(8000, level=1e-7), np.zeros(0, np.float32)):
         output = leaf(_padded([clip], leaf))
         leaf.zero_grad()
         output.values.square().sum().backward()
@@ -371,7 +368,7 @@ def test_windows_are_odd_at_any_rate(arguments, taps, hop):
 
 
 def test_long_clips_are_cut():
-    assert len(Leaf(seconds=0.5).extracted(_noise(16000))) == 50
+    assert len(Leaf(seconds=0.5).extracted(draw_noise(16000))) == 50
 
 
 def test_what_may_change():

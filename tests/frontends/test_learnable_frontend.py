@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
+from builders import draw_batch
 from torch import nn
 
 from metaser.backbones import MLP, Recurrent
@@ -46,12 +48,8 @@ class Merged(nn.Module):
 
 
 def _batch(seed: int, frames: int = 3) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(12, frames, CHANNELS, generator=generator, dtype=torch.float64)
-    padded = Padded(values, torch.ones(12, frames, dtype=torch.bool))
     domains = {name: torch.arange(12) % count for name, count in DOMAINS.items()}
-    classes = torch.ones(4, dtype=torch.bool)
-    return Batch({"audio": padded}, torch.arange(12) % 4, classes, domains)
+    return replace(draw_batch(seed, frames=frames, channels=CHANNELS), domains=domains)
 
 
 EPISODES = [EpisodeBatch(*(_batch(first + side) for side in range(3))) for first in (0, 3)]

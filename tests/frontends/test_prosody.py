@@ -3,6 +3,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from builders import draw_noise
 
 from metaser.frontends.prosody import Prosody
 
@@ -16,11 +17,6 @@ def _voice(start: float, end: float, seconds: float) -> np.ndarray:
     phase = 2 * np.pi * np.cumsum(start * (end / start) ** (time / seconds)) / RATE
     harmonics = sum(np.sin(k * phase) / k for k in range(1, 6))
     return (0.1 * harmonics).astype(np.float32)
-
-
-def _noise(seconds: float, level: float = 0.1, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return (level * rng.standard_normal(int(seconds * RATE))).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +40,7 @@ def test_pitch_is_in_hertz_at_other_rates_too():
 
 def test_a_voice_is_told_from_noise_and_silence():
     pause = np.zeros(RATE // 2, np.float32)
-    clip = np.concatenate([_voice(150, 150, 1), pause, _voice(300, 300, 1), _noise(0.5)])
+    clip = np.concatenate([_voice(150, 150, 1), pause, _voice(300, 300, 1), draw_noise(RATE // 2)])
     frames = Prosody()(clip)
     first, silence, second, noise = (
         frames[a:b] for a, b in ((5, 95), (105, 145), (155, 245), (260, 295))
@@ -58,7 +54,7 @@ def test_a_voice_is_told_from_noise_and_silence():
 
 
 def test_level_is_the_written_formula():
-    clip = _noise(1) * np.linspace(0, 1, RATE, dtype=np.float32)
+    clip = draw_noise(RATE) * np.linspace(0, 1, RATE, dtype=np.float32)
     padded = np.pad(clip.astype(float), 320)
     windows = np.stack([padded[start : start + 640] for start in range(0, RATE + 1, 160)])
     expected = np.maximum(20 * np.log10(np.sqrt((windows**2).mean(axis=1))), -100)
@@ -75,7 +71,7 @@ def test_level_refers_to_full_scale():
 
 
 def test_slope_of_the_level_is_a_line_s_through_nine_frames():
-    clip = _noise(1) * np.hanning(RATE).astype(np.float32)
+    clip = draw_noise(RATE) * np.hanning(RATE).astype(np.float32)
     frames = Prosody()(clip)
     for centre in range(4, 97, 7):
         nearby = frames[centre - 4 : centre + 5, LEVEL]
@@ -91,14 +87,18 @@ def test_a_steady_decay_has_a_steady_slope():
 
 @pytest.mark.parametrize("samples", [1, 2, 100, 159, 160, 320, 480, 640, 961])
 def test_short_clips_have_frames(samples):
-    for clip in (np.zeros(samples, np.float32), _noise(1)[:samples], _voice(150, 150, 1)[:samples]):
+    for clip in (
+        np.zeros(samples, np.float32),
+        draw_noise(RATE)[:samples],
+        _voice(150, 150, 1)[:samples],
+    ):
         frames = Prosody()(clip)
         assert frames.shape == (1 + samples // 160, 5) and frames.dtype == np.float32
         assert np.isfinite(frames).all()
 
 
 def test_long_clips_are_cut_before_they_are_analysed():
-    frontend, clip = Prosody(seconds=2), _noise(600)
+    frontend, clip = Prosody(seconds=2), draw_noise(600 * RATE)
     frontend(clip[:RATE])  # loads librosa
     tracemalloc.start()
     frames = frontend(clip)

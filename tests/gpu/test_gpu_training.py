@@ -12,29 +12,16 @@ from torch import distributed, nn
 
 from metaser import benchmark
 from metaser.backbones import MLP, Recurrent
-from metaser.episodes import TaskSampler
 from metaser.machine import available_memory, find_device, is_shared, process_group
 from metaser.methods.maml import MAML
 from metaser.model import Model
 from metaser.protocol import Protocol
-from metaser.training import Source, Training, train
+from metaser.training import Training, train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 
 CLASSES = ("angry", "happy", "neutral", "sad")
 SHORT = Training(updates=8, meta_batch=3, validate_every=2, validation_episodes=4, rate=1e-2)
-
-
-@pytest.fixture
-def sources(make_task, plant):
-    """Sources and validation sources: two tasks, the speakers apart."""
-    found = []
-    for units in ((0, 1, 2, 3), (4, 5)):
-        for seed, name in enumerate(("it_made", "ur_made")):
-            task = make_task(name)
-            sampler = TaskSampler(task, CLASSES, 1, 2, units=units)
-            found.append(Source(sampler, plant(task, 0.5, seed=seed)))
-    return found[:2], found[2:]
 
 
 def _method(backbone=MLP, device="cuda", second_order=False, **options) -> nn.Module:

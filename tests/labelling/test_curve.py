@@ -76,11 +76,11 @@ def test_scores_rise_with_clips_where_classes_differ_and_stay_at_chance_where_no
     shots = learning_curve.possible_shots(task, 3, "disjoint")
     assert shots == [1, 2, 5, 10, 20]
     guess = learning_curve.logistic_regression(plant(task, strength=0.7))
-    told = learning_curve.measure(task, guess, shots[:4], 3, 20)
+    told = learning_curve.measure(task, guess, shots[:4], queries=3, episodes=20)
     means = [np.mean(values) for values in told.values()]
     assert means[0] > 0.3 and means[-1] > means[0] + 0.1
     guess = learning_curve.logistic_regression(plant(task, strength=0.0))
-    nothing = learning_curve.measure(task, guess, [5], 3, 40)
+    nothing = learning_curve.measure(task, guess, [5], queries=3, episodes=40)
     assert np.mean(nothing[5]) == pytest.approx(0.25, abs=0.06)
 
 
@@ -95,7 +95,9 @@ def test_the_figure_is_written_whole(tmp_path):
     made = scores(truth)
     resampled = learning_curve.resample(made, np.random.default_rng(0), 10)
     for name, start in (("a.png", b"\x89PNG"), ("b.svg", b"<?xml")):
-        learning_curve.draw(tmp_path / name, made, truth, resampled, "x", 0.25, 0.7)
+        learning_curve.draw(
+            tmp_path / name, made, truth, resampled=resampled, title="x", chance=0.25, wanted=0.7
+        )
         assert (tmp_path / name).read_bytes().startswith(start)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.svg"]
 
@@ -129,6 +131,7 @@ def test_a_model_is_scored_on_the_very_draws_of_logistic_regression(make_task, p
         drawn.append((tuple(episode.support), tuple(episode.query)))
         return inside(episode)
 
-    draws = ([1, 5], 2, 10, 3, "disjoint", ["sad", "neutral", "happy", "angry"])
-    first, second = (learning_curve.measure(task, disguised, *draws) for _ in range(2))
+    classes = ["sad", "neutral", "happy", "angry"]
+    draws = {"queries": 2, "episodes": 10, "seed": 3, "classes": classes}
+    first, second = (learning_curve.measure(task, disguised, [1, 5], **draws) for _ in range(2))
     assert first == second and drawn[:20] == drawn[20:] and len(set(drawn)) == 20

@@ -3,38 +3,23 @@
 import numpy as np
 import pytest
 import torch
+from builders import draw_batch, small_model
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from metaser.backbones import MLP
-from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.batch import Batch, EpisodeBatch
 from metaser.methods.mldg import MLDG
 from metaser.methods.protonet import ProtoNet
 from metaser.methods.reptile import Reptile
 from metaser.methods.ridge import Ridge
-from metaser.model import Model
 
 CHANNELS = 3
 
 
-def _batch(seed: int, present=(0, 1, 2, 3)) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(12, 1, CHANNELS, generator=generator, dtype=torch.float64)
-    padded = Padded(values, torch.ones(12, 1, dtype=torch.bool))
-    targets = torch.tensor(present)[torch.arange(12) % len(present)]
-    return Batch({"audio": padded}, targets, torch.isin(torch.arange(4), torch.tensor(present)))
-
-
 @pytest.fixture(params=[(0, 1, 2, 3), (0, 2, 3)], ids=["all", "lacking"])
 def episode(request) -> EpisodeBatch:
-    return EpisodeBatch(_batch(0, request.param), _batch(1, request.param))
-
-
-def _model() -> Model:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return Model(MLP(CHANNELS, (5,)), 4).double()
+    return EpisodeBatch(*(draw_batch(seed, present=request.param) for seed in (0, 1)))
 
 
 def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -54,14 +39,14 @@ def _assert_gradients(method: nn.Module, expected: list[torch.Tensor]) -> None:
 
 
 def test_one_step_of_reptile_is_the_rate_times_the_joint_gradient(episode):
-    method = Reptile(_model(), inner_steps=1, inner_rate=0.3)
+    method = Reptile(small_model(), inner_steps=1, inner_rate=0.3)
     method.loss(episode).backward()
     expected = _slopes(_loss(method.model, episode.joined()), method.model)
     _assert_gradients(method, [0.3 * slope for slope in expected])
 
 
 def test_reptile_points_from_where_plain_training_leads(episode):
-    method, copy = Reptile(_model(), inner_steps=4, inner_rate=0.3), _model()
+    method, copy = Reptile(small_model(), inner_steps=4, inner_rate=0.3), small_model()
     for _ in range(4):
         slopes = _slopes(_loss(copy, episode.joined()), copy)
         with torch.no_grad():
@@ -73,7 +58,7 @@ def test_reptile_points_from_where_plain_training_leads(episode):
 
 
 def test_reptile_is_validated_by_what_it_reaches(episode):
-    method, copy = Reptile(_model(), inner_steps=1, inner_rate=0.3), _model()
+    method, copy = Reptile(small_model(), inner_steps=1, inner_rate=0.3), small_model()
     slopes = _slopes(_loss(copy, episode.support), copy)
     with torch.no_grad():
         for value, slope in zip(copy.parameters(), slopes):
@@ -83,7 +68,7 @@ def test_reptile_is_validated_by_what_it_reaches(episode):
 
 
 def test_prototypes_are_class_means_and_scores_negative_squared_distances(episode):
-    method = ProtoNet(_model())
+    method = ProtoNet(small_model())
     support, query = (
         method.model.backbone(**side.modalities).detach().numpy()
         for side in (episode.support, episode.query)
@@ -105,7 +90,7 @@ def test_prototypes_are_class_means_and_scores_negative_squared_distances(episod
 
 @pytest.mark.parametrize("around_head", [False, True])
 def test_the_ridge_head_is_scikit_learn_s(episode, around_head):
-    method = Ridge(_model(), around_head=around_head, strength=0.7).double()
+    method = Ridge(small_model(), around_head=around_head, strength=0.7).double()
     embed, head = method.model.backbone, method.model.head
 
     def design(batch):
@@ -130,9 +115,9 @@ def test_the_ridge_head_is_scikit_learn_s(episode, around_head):
 def test_mldg_is_the_loss_of_one_domain_and_of_the_other_after_a_step(episode):
     """Written out with the copy's parameters as functions of the original's."""
     for second_order in (True, False):
-        method = MLDG(_model(), inner_rate=0.3, weight=0.5, second_order=second_order)
+        method = MLDG(small_model(), inner_rate=0.3, weight=0.5, second_order=second_order)
         method.loss(episode).backward()
-        model = _model()
+        model = small_model()
         own = dict(model.named_parameters())
         here = _loss(model, episode.support)
         slopes = torch.autograd.grad(here, list(own.values()), create_graph=second_order)
@@ -149,11 +134,11 @@ def test_mldg_is_the_loss_of_one_domain_and_of_the_other_after_a_step(episode):
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: Reptile(_model(), inner_rate=0.0), "inner_rate must be above 0"),
-        (lambda: Reptile(_model(), inner_steps=-1), "inner_steps must be at least 0"),
-        (lambda: Ridge(_model(), strength=0.0), "strength must be above 0"),
-        (lambda: MLDG(_model(), weight=-1.0), "weight must be at least 0"),
-        (lambda: MLDG(_model(), inner_rate=-0.1), "inner_rate must be above 0"),
+        (lambda: Reptile(small_model(), inner_rate=0.0), "inner_rate must be above 0"),
+        (lambda: Reptile(small_model(), inner_steps=-1), "inner_steps must be at least 0"),
+        (lambda: Ridge(small_model(), strength=0.0), "strength must be above 0"),
+        (lambda: MLDG(small_model(), weight=-1.0), "weight must be at least 0"),
+        (lambda: MLDG(small_model(), inner_rate=-0.1), "inner_rate must be above 0"),
     ],
 )
 def test_strange_arguments_are_refused(make, words):

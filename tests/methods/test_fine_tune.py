@@ -1,30 +1,16 @@
 """Fine-tuning against Adam written out by hand, in double precision."""
 
 import torch
+from builders import draw_batch, small_model
 from torch import nn
 
-from metaser.backbones import MLP
-from metaser.batch import Batch, Padded
 from metaser.methods.fine_tune import fine_tune
 from metaser.methods.inner_loop import task_loss
-from metaser.model import Model
-
-
-def _model() -> Model:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return Model(MLP(3, (5,)), 4).double()
-
-
-def _support() -> Batch:
-    values = torch.randn(12, 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    padded = Padded(values, torch.ones(12, 1, dtype=torch.bool))
-    return Batch({"audio": padded}, torch.arange(4).repeat(3), torch.ones(4, dtype=torch.bool))
 
 
 def test_fine_tuning_is_adam_on_the_cyclic_schedule():
     """The rate runs from a fifth of its top to the top in 8 steps, and back in 8."""
-    model, support = _model(), _support()
+    model, support = small_model(), draw_batch(0)
     tuned = fine_tune(
         lambda own, rows: task_loss(model, own, support[rows]),
         dict(model.named_parameters()),
@@ -32,7 +18,7 @@ def test_fine_tuning_is_adam_on_the_cyclic_schedule():
         20,
         0.01,
     )
-    copy = _model()
+    copy = small_model()
     moments = {
         key: [torch.zeros_like(v), torch.zeros_like(v)] for key, v in copy.named_parameters()
     }

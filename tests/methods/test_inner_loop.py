@@ -5,11 +5,12 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from builders import draw_batch, small_model
 from torch import nn
 from torch.func import functional_call
 
 from metaser.backbones import MLP, Recurrent
-from metaser.batch import Batch, EpisodeBatch, Padded, stack
+from metaser.batch import EpisodeBatch, stack
 from metaser.losses import cross_entropy
 from metaser.methods.inner_loop import gradient_descent, predictor, task_loss
 from metaser.methods.maml import MAML
@@ -24,34 +25,20 @@ needs_learn2learn = pytest.mark.skipif(
 )
 
 
-def _batch(seed: int, present=(True, True, True, True), frames=1) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.tensor([index for index, there in enumerate(present) if there])
-    targets = labels.repeat(3)
-    values = torch.randn(len(targets), frames, CHANNELS, generator=generator, dtype=torch.float64)
-    padded = Padded(values, torch.ones(len(targets), frames, dtype=torch.bool))
-    return Batch({"audio": padded}, targets, torch.tensor(present))
-
-
 @pytest.fixture
 def episode() -> EpisodeBatch:
-    return EpisodeBatch(_batch(0), _batch(1))
+    return EpisodeBatch(draw_batch(0), draw_batch(1))
 
 
 @pytest.fixture
 def lacking() -> EpisodeBatch:
-    present = (True, False, True, True)
-    return EpisodeBatch(_batch(0, present), _batch(1, present))
-
-
-def _model(backbone=None, seed=3) -> Model:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return Model(backbone or MLP(CHANNELS, (5,)), CLASSES).double()
+    return EpisodeBatch(*(draw_batch(seed, clips=9, present=(0, 2, 3)) for seed in (0, 1)))
 
 
 def _maml(model=None, **arguments) -> MAML:
-    return MAML(model or _model(), **{"inner_rate": RATE, "inner_steps": 3, **arguments}).double()
+    return MAML(
+        model or small_model(), **{"inner_rate": RATE, "inner_steps": 3, **arguments}
+    ).double()
 
 
 def _gradients(method: MAML, episode: EpisodeBatch) -> dict[str, torch.Tensor]:
@@ -81,7 +68,7 @@ def test_without_inner_steps_it_is_the_gradient_of_the_query_loss(episode, secon
 
 def test_first_order_is_the_query_gradient_at_the_adapted_point(episode):
     method = _maml()
-    adapted = _model()
+    adapted = small_model()
     for _ in range(3):  # plain gradient descent on a copy
         adapted.zero_grad()
         scores = adapted(episode.support.modalities)
@@ -101,9 +88,9 @@ def test_first_order_is_the_query_gradient_at_the_adapted_point(episode):
 def test_second_order_agrees_with_finite_differences(request, which, kind):
     episode = request.getfixturevalue(which)
     backbone = Recurrent(CHANNELS, 2, 1) if kind == "recurrent" else None
-    method = _maml(_model(backbone), second_order=True, inner_steps=2)
+    method = _maml(small_model(backbone), second_order=True, inner_steps=2)
     found = _gradients(method, episode)
-    first = _gradients(_maml(_model(backbone), inner_steps=2), episode)
+    first = _gradients(_maml(small_model(backbone), inner_steps=2), episode)
     start = {key: value.clone() for key, value in method.state_dict().items()}
     step, missed = 1e-5, []
     for seed in range(6):  # random directions: an error in any entry shows
@@ -232,7 +219,7 @@ def test_absent_learn2learn_is_told_with_the_remedy(episode, monkeypatch):
 
 
 def test_gradient_descent_descends_and_changes_nothing(episode):
-    model = _model()
+    model = small_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     parameters = dict(model.named_parameters())
     rates = {key: torch.tensor(0.3, dtype=torch.float64) for key in parameters}
@@ -277,7 +264,7 @@ def test_only_a_model_with_recurrent_layers_does_without_cudnn(recurs, episode):
 
 
 def test_parameters_that_are_not_given_stay(episode):
-    model = _model()
+    model = small_model()
     own = {key: value for key, value in model.named_parameters() if key.startswith("head")}
     rates = {key: torch.tensor(0.3, dtype=torch.float64) for key in own}
     adapted = gradient_descent(
@@ -288,7 +275,7 @@ def test_parameters_that_are_not_given_stay(episode):
 
 
 def test_frozen_parameters_do_not_adapt(episode):
-    model = _model()
+    model = small_model()
     model.backbone.requires_grad_(False)
     method = _maml(model)
     assert all(key.startswith("head") for key in method._own())
@@ -309,7 +296,7 @@ def test_cross_entropy_is_over_the_classes_there():
 
 
 def test_the_predictor_scores_under_the_adapted_parameters(lacking):
-    model = _model()
+    model = small_model()
     adapted = {key: value + 0.1 for key, value in model.named_parameters()}
     scores = predictor(model, adapted, lacking.support.classes)(lacking.query.modalities)
     expected = functional_call(model, adapted, (lacking.query.modalities,))

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from builders import draw_batch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from metaser.backbones import MLP
-from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.batch import EpisodeBatch
 from metaser.methods import METHODS
 from metaser.methods.maml import MAML
 from metaser.model import Model
@@ -15,16 +16,9 @@ from metaser.training.meta_batch import MetaBatch
 CHANNELS, CLASSES = 3, 4
 
 
-def _batch(seed: int) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(12, 1, CHANNELS, generator=generator, dtype=torch.float64)
-    padded = Padded(values, torch.ones(12, 1, dtype=torch.bool))
-    return Batch({"audio": padded}, torch.arange(4).repeat(3), torch.ones(4, dtype=torch.bool))
-
-
 @pytest.fixture
 def episode() -> EpisodeBatch:
-    return EpisodeBatch(_batch(0), _batch(1))
+    return EpisodeBatch(draw_batch(0), draw_batch(1))
 
 
 def _method(name: str, **arguments) -> MAML:

@@ -5,15 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from builders import small_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from metaser.backbones import MLP
 from metaser.batch import Batch, EpisodeBatch, Padded
 from metaser.losses import gradient_reversal, reversal_ramp, supervised_contrast
 from metaser.methods import METHODS
 from metaser.methods.outer_terms import OuterTerms, make_terms
-from metaser.model import Model
 
 CHANNELS = 3
 DOMAINS = {"speaker": 4, "corpus": 2}
@@ -34,16 +33,10 @@ def _batch(seed: int, clips=8, named=True) -> Batch:
     )
 
 
-def _model() -> Model:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return Model(MLP(CHANNELS, (5,)), 4).double()
-
-
 def _method(name: str, **arguments) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        return METHODS[name](_model(), domains=DOMAINS, **arguments).double()
+        return METHODS[name](small_model(), domains=DOMAINS, **arguments).double()
 
 
 def _episode(**named) -> EpisodeBatch:
@@ -215,7 +208,7 @@ def test_what_a_term_lacks_is_said(terms, episode, words):
 
 
 def test_unknown_numbers_of_speakers_are_refused_when_training_and_not_when_adapting():
-    method = METHODS["adversarial"](_model())
+    method = METHODS["adversarial"](small_model())
     method.adapt(_batch(0))
     with pytest.raises(ValueError, match="how many there are"):
         method.loss(_episode())
@@ -243,9 +236,9 @@ def test_corpus_alone_needs_no_speakers():
 )
 def test_strange_terms_are_refused(terms, words):
     with pytest.raises(ValueError, match=words):
-        make_terms(_model(), terms, DOMAINS)
+        make_terms(small_model(), terms, DOMAINS)
 
 
 def test_no_terms_leave_a_method_as_it_was():
-    assert make_terms(_model(), None, DOMAINS) is None
-    assert not list(OuterTerms(_model(), DOMAINS).parameters())
+    assert make_terms(small_model(), None, DOMAINS) is None
+    assert not list(OuterTerms(small_model(), DOMAINS).parameters())

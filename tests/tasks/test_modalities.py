@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from builders import write_noise
 from rich.console import Console
 from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -73,7 +74,7 @@ def corpus(tmp_path):
     place.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name in NAMES:
-        soundfile.write(place / f"{name}.wav", 0.1 * rng.standard_normal(8000), 16000)
+        write_noise(place / f"{name}.wav", rng)
     return folder, tmp_path / "data"
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from builders import write_noise
 from typer.testing import CliRunner
 
 from metaser import tasks
@@ -21,7 +22,6 @@ CODES = {"ang": "angry", "hap": "happy", "neu": "neutral", "sad": "sad"}
 
 @pytest.fixture(autouse=True)
 def apart(monkeypatch, tmp_path):
-    monkeypatch.delenv("METASER_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -31,10 +31,8 @@ def record(tmp_path):
 
     def make(names, folder="clips", rate=16000):
         for i, name in enumerate(names):
-            path = tmp_path / "data" / folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
             rng = np.random.default_rng([i, len(folder)])
-            soundfile.write(path, rng.normal(size=rate // 2) * 0.1, rate)
+            write_noise(tmp_path / "data" / folder / name, rng, rate // 2, rate)
         return tmp_path / "data" / folder
 
     return make
@@ -262,7 +260,7 @@ def test_empty_folders_and_other_files(record, tmp_path):
 def test_mixed_rates_are_no_obstacle_but_told(record, tmp_path):
     folder = record(NAMES)
     rng = np.random.default_rng(1)
-    soundfile.write(folder / NAMES[0], rng.normal(size=4000) * 0.1, 8000)
+    write_noise(folder / NAMES[0], rng, 4000, 8000)
     done = run("--audio", folder, "--speaker", "1")
     assert done.exit_code == 0, done.output
 

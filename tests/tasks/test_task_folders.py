@@ -59,11 +59,6 @@ ORIGINALS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_data_root(monkeypatch):
-    monkeypatch.delenv("METASER_DATA", raising=False)
-
-
 def test_all_corpora_of_the_first_version_are_there():
     assert set(EXPECTED) <= set(NAMES)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from builders import write_noise
 from typer.testing import CliRunner
 
 from metaser import tasks
@@ -39,11 +40,6 @@ TOML = HEAD + FILES + EMOTION
 NAMES = [f"s{i}_{code}_1" for i, code in product("12", "ahnt")]
 
 
-@pytest.fixture(autouse=True)
-def no_data_root(monkeypatch):
-    monkeypatch.delenv("METASER_DATA", raising=False)
-
-
 @pytest.fixture
 def language(tmp_path):
     """Write a task folder and its audio; returns (task folder, data root)."""
@@ -56,9 +52,7 @@ def language(tmp_path):
         rng = np.random.default_rng(0)
         (tmp_path / "data" / "test").mkdir(parents=True, exist_ok=True)
         for name in names:
-            path = tmp_path / "data" / "test" / f"{name}.wav"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path, rng.normal(size=8000) * 0.1, 16000)
+            write_noise(tmp_path / "data" / "test" / f"{name}.wav", rng)
         return place, tmp_path / "data"
 
     return make

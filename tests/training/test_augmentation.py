@@ -1,14 +1,13 @@
 import pytest
 import torch
+from builders import draw_clips
 
 from metaser.batch import Padded
 from metaser.training.augmentation import MASKS, spec_augment
 
 
 def _clips(lengths=(40, 7, 1), channels=12) -> Padded:
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(-1)
-    values = torch.randn(*mask.shape, channels, generator=torch.Generator().manual_seed(0))
-    return Padded(values * mask.unsqueeze(-1), mask)
+    return draw_clips(lengths, channels, kind=torch.float32)
 
 
 def _masked(clips: Padded, frames: int, channels: int, seed: int) -> Padded:

@@ -18,18 +18,6 @@ CLASSES = ("angry", "happy", "neutral", "sad")
 SHORT = Training(updates=12, meta_batch=2, validate_every=3, validation_episodes=4, rate=1e-2)
 
 
-@pytest.fixture
-def sources(make_task, plant):
-    """Sources and validation sources: two tasks, the speakers apart."""
-    found = []
-    for units in ((0, 1, 2, 3), (4, 5)):
-        for seed, name in enumerate(("it_made", "ur_made")):
-            task = make_task(name)
-            sampler = TaskSampler(task, CLASSES, 1, 2, units=units)
-            found.append(Source(sampler, plant(task, 0.5, seed=seed)))
-    return found[:2], found[2:]
-
-
 def untimed(history):
     """The entries of a history without the seconds, which differ from run to run."""
     return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history]
