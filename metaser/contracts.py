@@ -133,6 +133,10 @@ class MethodTraits:
     takes_model, takes_domains : bool
         Whether its constructor wants a ``model``, and ``domains``: the number of speakers and of
         corpora of the sources, which ``Batch.domains`` numbers for each clip.
+    takes_channels : bool
+        Whether its constructor wants ``channels`` and ``classes``: how many of each there are.
+    knows_speakers : bool
+        Whether ``adapt`` is to be told who speaks: ``Batch.domains["speaker"]`` of the support.
     """
 
     learns: bool = False
@@ -148,6 +152,8 @@ class MethodTraits:
     adaptation: frozenset[str] = frozenset()
     takes_model: bool = False
     takes_domains: bool = False
+    takes_channels: bool = False
+    knows_speakers: bool = False
 
     @property
     def wants_partner(self) -> bool:
@@ -191,6 +197,8 @@ def method_traits(method: Any, arguments: dict[str, Any] | None = None) -> Metho
         adaptation=frozenset(getattr(kind, "ADAPTATION", ())),
         takes_model="model" in constructor,
         takes_domains="domains" in constructor,
+        takes_channels="channels" in constructor,
+        knows_speakers=bool(value("knows_speakers", False)),
     )
 
 
@@ -208,6 +216,15 @@ def model_of(method: Any) -> nn.Module | None:
 def generated_quality(method: Any) -> Any:
     """Return how good the clips are that a method generated last (a dataclass); None if none."""
     return getattr(method, "quality", None)
+
+
+def evidence_of(predictor: Any) -> float | None:
+    """Return how well the labelled clips speak for what a method learnt from them.
+
+    It is a log-probability of the clips of one speaker as foretold from those of the others
+    (attribute ``evidence`` of what ``adapt`` returned); None if the method does not say.
+    """
+    return getattr(predictor, "evidence", None)
 
 
 def learnt_size(method: Any) -> int:

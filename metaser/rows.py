@@ -43,6 +43,8 @@ class Row(TypedDict):
     settings: NotRequired[str]
     modalities: NotRequired[list[str]]
     batch_norm: NotRequired[str]
+    voice: NotRequired[str]  # what was known of the voices
+    trust: NotRequired[list[float]]  # how far each episode trusted their statistics
     chosen: NotRequired[dict[str, Any] | None]
     skipped_episodes: NotRequired[int]
     generated: NotRequired[dict[str, float]]

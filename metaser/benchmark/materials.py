@@ -1,7 +1,7 @@
 """Tasks with their features, as trainings and scoring need them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,10 +9,13 @@ from joblib import cpu_count
 
 from metaser.batch import Batch
 from metaser.benchmark.plan import Job
+from metaser.benchmark.voices import Voices
 from metaser.features.extraction import audio_contents, extract
 from metaser.features.table import Features, normalise
+from metaser.features.voice import gate, normalise_voices, varied_share
 from metaser.files import Places
 from metaser.protocol.build import Settled, training_situations
+from metaser.protocol.schema import Setup
 from metaser.recording import Situation
 from metaser.tasks.task import Task, join_same_audio
 
@@ -56,11 +59,14 @@ class Material:
         As recorded.
     situations : tuple of Features
         As heard in made-up recording situations; for source tasks.
+    voices : Voices or None
+        How episodes of a target are normalised by who speaks, if they are.
     """
 
     task: Task
     plain: Features
     situations: tuple[Features, ...]
+    voices: Voices | None = None
 
 
 def threads_for(materials: dict[str, Material], jobs: int) -> int:
@@ -104,7 +110,7 @@ def gather(
     for name in sorted(sources | {name for job in jobs for name in job.targets}):
         task = tasks[name]
 
-        def prepared(situation: Situation | None = None, task: Task = task) -> Features:
+        def heard(situation: Situation | None = None, task: Task = task) -> Features:
             parts = [
                 extract(
                     task,
@@ -116,15 +122,51 @@ def gather(
                 )
                 for frontend in frontends.values()
             ]
-            return normalise(side_by_side(parts), task, setup.normalise)
+            return side_by_side(parts)
 
-        plain = prepared()
+        raw = heard()
+        plain = _normalised(raw, task, setup)
         # Also where no sound is read: every setup is to draw the same episodes.
         contents = audio_contents(task, places.cache, places.jobs, progress)
         situations = training_situations(setup.training, name) if name in sources else ()
-        rerecorded = tuple(prepared(situation) for situation in situations)
-        materials[name] = Material(join_same_audio(task, contents), plain, rerecorded)
+        rerecorded = tuple(_normalised(heard(situation), task, setup) for situation in situations)
+        voices = None
+        if setup.normalise == "voice":
+            voices = Voices.of(raw, task, setup.voice)
+        materials[name] = Material(join_same_audio(task, contents), plain, rerecorded, voices)
+    if setup.voice.neutral:
+        neutral = _where_neutral(materials[name] for name in sorted(sources))
+        return {
+            name: replace(one, voices=one.voices and replace(one.voices, neutral=neutral))
+            for name, one in materials.items()
+        }
     return materials
+
+
+def _normalised(features: Features, task: Task, setup: Setup) -> Features:
+    """Normalise all clips of a task; by its voices only where its labels say that it is safe."""
+    if setup.normalise != "voice":
+        return normalise(features, task, setup.normalise)
+    speakers, emotions = task.table["speaker"].to_numpy(), task.table["emotion"].to_numpy()
+    if gate(varied_share(emotions, speakers)):
+        return normalise_voices(features, speakers)
+    return normalise(features, task, "corpus")
+
+
+def _where_neutral(materials: Iterable[Material]) -> np.ndarray:
+    """Return the mean frame (channels,) of neutral clips, averaged over the tasks that have any."""
+    means = []
+    for material in materials:
+        rows = np.flatnonzero(material.task.table["emotion"] == "neutral")
+        if len(rows):
+            real = np.arange(material.plain.values.shape[1]) < material.plain.lengths[rows, None]
+            means.append(material.plain.values[rows][real].mean(axis=0, dtype=np.float64))
+    if not means:
+        raise ValueError(
+            "voice.neutral needs a source with neutral clips, but none has any: add one, or leave "
+            "neutral out"
+        )
+    return np.mean(means, axis=0)
 
 
 def numbered(materials: dict[str, Material], job: Job) -> list[Material]:

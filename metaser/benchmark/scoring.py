@@ -1,6 +1,8 @@
 """One cell of a benchmark: its episodes, and a method's scores on them."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +11,20 @@ import torch
 
 from metaser import metrics
 from metaser.audio import content_hash
+from metaser.batch import EpisodeBatch
 from metaser.benchmark.materials import Material
 from metaser.benchmark.plan import Cell
+from metaser.benchmark.voices import scores_by_voice
+from metaser.contracts import Method, method_traits
 from metaser.episodes import (
+    Episode,
     SplitSampler,
     TaskSampler,
     digest,
     tensors,
     write_manifest,
 )
+from metaser.features.table import Features
 from metaser.files import Places
 from metaser.machine import device_of
 from metaser.protocol.schema import Protocol, Setup
@@ -71,18 +78,47 @@ def write_episodes(
     return write_manifest(path, task, [sampler.episode(index) for index in range(count)])
 
 
+def voice_words(setup: Setup) -> str:
+    """Return what a setup knows of the voices, in words."""
+    if setup.normalise != "voice":
+        return "nothing"
+    if setup.voice.clips is None:
+        return "all unlabelled clips"
+    return f"{setup.voice.clips} {'neutral' if setup.voice.neutral else 'unlabelled'} clips"
+
+
+def _views(episode: Episode, material: Material, method: Method) -> list[EpisodeBatch]:
+    """Return an episode's clips, in each way in which the method may look at them."""
+    views: Sequence[Features] = [material.plain]
+    if material.voices is not None:
+        views = material.voices.features(material.task, episode)
+    if method_traits(method).knows_speakers:
+        who = np.unique(material.task.table["speaker"].to_numpy(str), return_inverse=True)[1]
+        views = [replace(features, domains={"speaker": who}) for features in views]
+    return [tensors(episode, features) for features in views]
+
+
 def score_cell(
     protocol: Protocol, setup: Setup, method: Any, cell: Cell, material: Material
 ) -> dict[str, Any]:
     """Adapt to and score every episode of a cell; return what its row says of that."""
     sampler, count = cell_sampler(protocol, material.task, cell.size, cell.seed)
     episodes = [sampler.episode(index) for index in range(count)]
-    uar, macro_f1, seconds = [], [], []
+    uar, macro_f1, seconds, trusts = [], [], [], []
     confusion = np.zeros((len(protocol.classes),) * 2, int)
     for episode in episodes:
-        batch = tensors(episode, material.plain).to(device_of(method))
+        batches = [batch.to(device_of(method)) for batch in _views(episode, material, method)]
         started = time.perf_counter()
-        scores = method.adapt(batch.support)(batch.query.modalities).cpu()
+        if len(batches) == 1:
+            scores = method.adapt(batches[0].support)(batches[0].query.modalities).cpu()
+        else:
+            scores, trust = scores_by_voice(
+                method,
+                [batch.support for batch in batches],
+                [batch.query for batch in batches],
+                material.task.table["speaker"].to_numpy()[episode.support],
+            )
+            trusts.append(round(trust, 3))
         seconds.append(time.perf_counter() - started)
         if torch.isnan(scores).any():
             raise FloatingPointError(
@@ -110,6 +146,7 @@ def score_cell(
         "digest": digest(material.task, episodes),
         "speakers": protocol.speakers,
         "normalise": setup.normalise,
+        **({"voice": voice_words(setup), "trust": trusts} if trusts else {}),
         "modalities": list(setup.frontends),
         "frontend": ", ".join(facts["name"] for facts in setup.frontends.values()),
         "backbone": setup.backbone["name"],

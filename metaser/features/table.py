@@ -108,6 +108,16 @@ def enough_threads(features: Features) -> AbstractContextManager[None]:
     return cpu_threads(1 if features.are_vectors else torch.get_num_threads())
 
 
+def all_frames(features: Features) -> np.ndarray:
+    """Return a copy of the real frames of all clips (frames, channels), one clip after another."""
+    values, lengths = features.values, features.lengths
+    if isinstance(values, store.Ragged):
+        first = np.cumsum(lengths) - lengths
+        rows = np.repeat(values.starts - first, lengths) + np.arange(lengths.sum())
+        return np.asarray(values.frames)[rows]
+    return values[np.arange(values.shape[1]) < lengths[:, None]]
+
+
 def normalise(features: Features, task: Task, how: str) -> Features:
     """Return features with mean 0 and deviation 1 per channel, over the corpus or each speaker.
 
@@ -141,9 +151,7 @@ def normalise(features: Features, task: Task, how: str) -> Features:
         return features
     starts = np.cumsum(features.lengths) - features.lengths
     clips = [slice(start, start + length) for start, length in zip(starts, features.lengths)]
-    frames = np.empty((features.lengths.sum(), features.values.shape[2]), np.float32)
-    for row, clip in enumerate(clips):
-        frames[clip] = features.values[[row]][0, : features.lengths[row]]
+    frames = all_frames(features)
     pools = task.table["speaker"] if how == "speaker" else np.zeros(len(clips))
     for _, pool in pd.Series(clips).groupby(np.asarray(pools)):
         _standardise(frames, list(pool))

@@ -10,6 +10,7 @@ from typing import Any
 
 from metaser.methods.baselines import Constant, LogisticRegression
 from metaser.methods.gan_augmentation import GANAugmentation
+from metaser.methods.gaussian_process import GaussianProcess
 from metaser.methods.maml import MAML
 from metaser.methods.mldg import MLDG
 from metaser.methods.multitask import Multitask
@@ -51,6 +52,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "metaser_contrastive": partial(MAML, terms={"contrast": 0.1}),
     "logistic_regression": LogisticRegression,
     "logistic_regression_sources": partial(LogisticRegression, use_sources=True),
+    "gaussian_process": GaussianProcess,
     "gan_augmentation": GANAugmentation,
     "majority": partial(Constant, guess="majority"),
     "chance": partial(Constant, guess="chance"),

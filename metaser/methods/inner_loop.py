@@ -274,10 +274,13 @@ class Adapted:
         With the adapted parameters in place.
     classes : Tensor
         (classes,) bool; which classes the task has.
+    evidence : float or None
+        See ``contracts.evidence_of``.
     """
 
     model: nn.Module
     classes: Tensor
+    evidence: float | None = None
 
     @torch.no_grad()
     def __call__(self, modalities: dict[str, Padded]) -> Tensor:

@@ -28,7 +28,7 @@ from metaser.recording import Situation, draw_situation
 SELECTION = {"title", "description", "targets", "seeds", "leave_one_language_out"}
 """Keys of a protocol that choose which cells there are, but do not change a cell's score."""
 
-NOT_TRAINING = {"methods", "choose"}
+NOT_TRAINING = {"methods", "choose", "voice"}
 """Keys of a setup that a training does not depend on, besides its sources."""
 
 LATER = {"clip": 1.0}
@@ -143,7 +143,7 @@ def method_type(label: str, setup: Setup) -> tuple[type, dict[str, Any]]:
     name = arguments.pop("method", label)
     entry = lookup(name, METHODS, "metaser.methods", "method")
     check_method(entry, str(name))
-    hidden = ("model", "domains")
+    hidden = ("model", "domains", "channels", "classes")
     arguments = check_arguments(entry, arguments, f"method {label!r}", hidden=hidden)
     preset = entry.keywords if isinstance(entry, partial) else {}
     return kind_of(entry), {**preset, **arguments}
@@ -282,6 +282,8 @@ def make_method(
     kind, arguments = method_type(label, setup)
     traits = method_traits(kind)
     if not traits.takes_model:
+        if traits.takes_channels:
+            arguments |= {"channels": sum(stored.values()), "classes": classes}
         return kind(**arguments)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -298,6 +300,8 @@ def make_method(
         )
         if traits.takes_domains:
             arguments["domains"] = domains
+        if traits.takes_channels:
+            arguments |= {"channels": sum(stored.values()), "classes": classes}
         return kind(model, **arguments).eval()
 
 

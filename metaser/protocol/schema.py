@@ -112,6 +112,24 @@ class Choice(Section):
     order: Literal["nearest", "farthest"] = "nearest"
 
 
+class Voice(Section):
+    """What is known of the voices in a target, where ``normalise = "voice"``.
+
+    ``clips`` is the number of unlabelled clips of each voice that are given, never those of the
+    query; without it all clips of a voice are, those of the query, too (transductive). ``neutral``
+    says that the given clips are neutral ones.
+    """
+
+    clips: Count | None = None
+    neutral: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> "Voice":
+        if self.neutral and self.clips is None:
+            raise ValueError("neutral clips must be counted: set clips, such as clips = 3")
+        return self
+
+
 class Setup(Section):
     """Front ends and a backbone, and the methods that run on them with their arguments.
 
@@ -119,13 +137,15 @@ class Setup(Section):
     videos. Each may be left out, but not all.
 
     ``batch_norm`` says what becomes of BatchNorm layers, see ``model.settle_batch_norm``.
-    ``choose`` gives every target sources of its own.
+    ``choose`` gives every target sources of its own. ``voice`` says what is known of the voices
+    where ``normalise = "voice"``.
     """
 
     frontend: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
     video: dict[str, Any] | None = None
-    normalise: Literal["none", "corpus", "speaker"]
+    normalise: Literal["none", "corpus", "speaker", "voice"]
+    voice: Voice = Voice()
     backbone: dict[str, Any]
     head_hidden: Count | None = None
     batch_norm: Literal["refuse", "task", "group"] = "refuse"
@@ -145,6 +165,11 @@ class Setup(Section):
     def _check(self) -> "Setup":
         if not self.frontends:
             raise ValueError("a setup needs a frontend (of the audio), text or video: name one")
+        if self.normalise != "voice" and self.voice != Voice():
+            raise ValueError(
+                f"voice needs normalise = 'voice', not {self.normalise!r}: change that, or leave "
+                "voice out"
+            )
         changes = {
             name: getattr(self.training, name)
             for name in ("situations", "recordings", "mask_frames", "mask_channels")

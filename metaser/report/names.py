@@ -87,6 +87,11 @@ METHODS = {
     ),
     "from_scratch": ("From scratch", "the same network trained on the support set alone"),
     "zero_shot": ("Zero-shot", "trained on the sources, not adapted"),
+    "gaussian_process": (
+        "Gaussian process",
+        "a linear function per language, in closed form; the labelled clips say how far to trust "
+        "the sources",
+    ),
     "majority": ("Majority", "always the most frequent class"),
     "chance": ("Chance", "classes at random"),
 }
@@ -102,6 +107,11 @@ NORMALISE = {
         "the unlabelled query clips among them, and speaker identities are taken as known"
     ),
 }
+
+VOICE = (
+    "normalised by the statistics of each voice as far as the labelled clips show that this is "
+    "safe, else of the corpus; of a voice {known} are known, and who speaks is, too"
+)
 
 ROLES = {"target": "target", "held_out_source": "held-out source"}
 
