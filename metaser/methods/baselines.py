@@ -76,13 +76,13 @@ class LogisticRegression:
         values = [mean_frames(batch.modalities) for batch in [support, *self.sources]]
         targets = [batch.targets.numpy() for batch in [support, *self.sources]]
         share = len(self.sources) or 1
-        weights = [
+        shares = [
             np.full(len(t), len(support) / len(t) / (1 if i == 0 else share))
             for i, t in enumerate(targets)
         ]
         # A channel that never varies keeps its unit: it may vary in the new language.
         scaler = StandardScaler().fit(np.concatenate(values[1:] or values))
-        weights = np.concatenate(weights)
+        weights = np.concatenate(shares)
         solver = SklearnLogisticRegression(C=1 / (self.strength * weights.sum()), max_iter=300)
         solver.fit(
             scaler.transform(np.concatenate(values)),

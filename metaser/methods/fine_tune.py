@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from metaser.methods.inner_loop import (
     predictor,
     task_loss,
 )
+from metaser.model import Model
 
 REHEARSED = 128
 """Source clips that a step of rehearsal hears."""
@@ -42,7 +44,7 @@ class Cycle:
 
     lowest: float
     half: int
-    mode: str = "triangular"
+    mode: Literal["triangular", "triangular2"] = "triangular"
 
 
 CYCLES = {"paper": Cycle(1 / 5, 8), "released": Cycle(1 / 20, 2000, "triangular2")}
@@ -110,7 +112,7 @@ def fine_tune(
 
 
 def tune_all(
-    model: nn.Module,
+    model: Model,
     support: Batch,
     steps: int,
     rate: float,
@@ -121,7 +123,7 @@ def tune_all(
 
     Parameters
     ----------
-    model : nn.Module
+    model : Model
         Where to start; not changed.
     support : Batch
         Labelled clips of the new language.
@@ -171,7 +173,7 @@ def _draw_evenly(sources: Sequence[Batch], clips: int, draw: torch.Generator) ->
 
 
 def tune_head(
-    model: nn.Module,
+    model: Model,
     support: Batch,
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
     steps: int,
@@ -201,7 +203,7 @@ def tune_head(
     return predictor(model, whole, support.classes)
 
 
-def as_embeddings(model: nn.Module, batch: Batch) -> Batch:
+def as_embeddings(model: Model, batch: Batch) -> Batch:
     """The same clips with their embeddings as single frames, the only modality."""
     with torch.no_grad():
         vectors = embed(model, batch).unsqueeze(1)
@@ -215,6 +217,7 @@ def _drawn_anew(head: nn.Module) -> nn.Module:
     with torch.random.fork_rng(devices=generators(device)):
         torch.manual_seed(0)
         for layer in head.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+            reset = getattr(layer, "reset_parameters", None)
+            if reset is not None:
+                reset()
     return head.to(device)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from metaser.batch import Batch, Padded
 from metaser.losses import ccc_loss, cross_entropy
+from metaser.model import Model
 
 Parameters = dict[str, Tensor]
 Rates = dict[str, Tensor] | dict[str, float]
@@ -103,10 +105,10 @@ def call(module: nn.Module, parameters: Parameters, inputs: Inputs, stacked: boo
     return _vmap(one_task, module)(parameters, values, masks)
 
 
-def _vmap(function: Callable, module: nn.Module) -> Callable:
+def _vmap(function: Callable[..., Tensor], module: nn.Module) -> Callable[..., Tensor]:
     mapped = vmap(function, randomness="different")
 
-    def stacked(*arguments):
+    def stacked(*arguments: Any) -> Tensor:
         with own_kernels(module):
             return mapped(*arguments)
 
@@ -122,14 +124,14 @@ def _tasks_and_clips(modalities: dict[str, Padded]) -> torch.Size:
     return next(iter(modalities.values())).mask.shape[:2]
 
 
-def embed(model: nn.Module, batch: Batch) -> Tensor:
+def embed(model: Model, batch: Batch) -> Tensor:
     """Embeddings (..., clips, dim) under the model's own backbone, which all tasks share."""
     if not is_stack(batch):
         return model.embed(batch.modalities)
     return model.embed(flatten_tasks(batch.modalities)).unflatten(0, batch.targets.shape)
 
 
-def heard(model: nn.Module, batch: Batch) -> Batch:
+def heard(model: Model, batch: Batch) -> Batch:
     """The clips as ``model.body`` takes them: a front end that does not adapt has done its work."""
     if model.body is model:
         return batch
@@ -140,6 +142,11 @@ def heard(model: nn.Module, batch: Batch) -> Batch:
     else:
         audio = model.hear(audio)
     return replace(batch, modalities={**batch.modalities, "audio": audio})
+
+
+def embedding_dim(model: Model) -> int:
+    """Length of the model's embeddings."""
+    return cast(int, model.backbone.dim)
 
 
 def prototypes(embeddings: Tensor, support: Batch) -> Tensor:
@@ -232,12 +239,26 @@ def _gradient_step(value: Tensor, rate: Tensor | float, gradient: Tensor) -> Ten
     return torch.sub(value, gradient, alpha=rate)
 
 
-def gradient_descent(loss, parameters: Parameters, rates, **options) -> Parameters:
+def gradient_descent(
+    loss: Callable[[Parameters], Tensor],
+    parameters: Parameters,
+    rates: Sequence[Rates],
+    *,
+    second_order: bool = False,
+    checkpoint: bool = False,
+    module: nn.Module | None = None,
+) -> Parameters:
     """Return the parameters after the last step of ``descend``."""
-    return deque(chain([parameters], descend(loss, parameters, rates, **options)), maxlen=1).pop()
+    path = descend(loss, parameters, rates, second_order, checkpoint, module)
+    return deque(chain([parameters], path), maxlen=1).pop()
 
 
-def _gradients(loss, parameters: Parameters, second_order: bool, module) -> Parameters:
+def _gradients(
+    loss: Callable[[Parameters], Tensor],
+    parameters: Parameters,
+    second_order: bool,
+    module: nn.Module | None,
+) -> Parameters:
     with own_kernels(module) if second_order else nullcontext():
         total = loss(parameters).sum()
         values = list(parameters.values())

@@ -18,7 +18,7 @@ def maml() -> type:
     """
     if "learn2learn" not in sys.modules:
         spec = importlib.util.find_spec("learn2learn")
-        if spec is None:
+        if spec is None or spec.submodule_search_locations is None:
             raise ModuleNotFoundError(
                 f"back_end = 'learn2learn' needs learn2learn 0.2.0: run `{INSTALL}` in a clone of "
                 "MetaSER, or use the native back end, which gives the same gradients"

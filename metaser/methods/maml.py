@@ -1,5 +1,6 @@
 """Model-agnostic meta-learning and its relatives, around any backbone: MetaSER's trainer."""
 
+from functools import reduce
 from itertools import chain
 
 import torch
@@ -18,6 +19,7 @@ from metaser.methods.inner_loop import (
     check_support,
     descend,
     embed,
+    embedding_dim,
     expand,
     gradient_descent,
     heard,
@@ -119,34 +121,6 @@ class MAML(nn.Module):
         domains: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("rates", rates, RATES),
-            ("adapts", adapts, ADAPTS),
-            ("head", head, HEADS),
-            ("back_end", back_end, BACK_ENDS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {known}, not {value!r}")
-        check_steps(inner_steps=inner_steps, adapt_steps=adapt_steps)
-        if not inner_rate > 0:
-            raise ValueError(f"inner_rate must be above 0, not {inner_rate}")
-        if rehearsal and adapt_rate is None:
-            raise ValueError("rehearsal goes with adapting by Adam: set adapt_rate, e.g. to 1e-3")
-        if adapt_rate is not None and (adapts, head) != ("all", "learned"):
-            raise ValueError("adapt_rate tunes everything: leave adapts and head as they are")
-        if adapts == "backbone" and head == "prototypes":
-            raise ValueError("a head of prototypes adapts: adapts must be 'all' or 'head'")
-        plain = (rates, adapts, head, first_order_share, multi_step_share)
-        if back_end == "learn2learn" and plain != ("fixed", "all", "learned", 0, 0):
-            raise ValueError(
-                "learn2learn has plain MAML with one fixed rate: leave rates, adapts, head, "
-                "first_order_share and multi_step_share as they are, or use the native back end"
-            )
-        if back_end == "learn2learn" and model.body is not model:
-            raise ValueError(
-                "learn2learn adapts the whole model: let the front end adapt (adapts = true), or "
-                "use the native back end"
-            )
         self.model = model
         self.inner_steps = inner_steps
         self.adapt_steps = adapt_steps
@@ -164,8 +138,9 @@ class MAML(nn.Module):
         self.back_end = back_end
         self.stackable = back_end == "native"
         self.progress = 1.0
+        self._check_choices()
         if head == "prototypes":
-            model.head = nn.Linear(model.backbone.dim, model.classes)
+            model.head = nn.Linear(embedding_dim(model), model.classes)
         self.log_rates = nn.ParameterDict()
         if rates != "fixed":
             for name, value in self._own().items():
@@ -175,6 +150,46 @@ class MAML(nn.Module):
             model.head.requires_grad_(False)
         self.terms = make_terms(model, terms, domains)
         self.hears_other = self.terms is not None and self.terms.contrast > 0
+
+    def _check_choices(self) -> None:
+        """Refuse arguments that are out of range or do not go together."""
+        for name, known in (
+            ("rates", RATES),
+            ("adapts", ADAPTS),
+            ("head", HEADS),
+            ("back_end", BACK_ENDS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(
+                    f"{name} must be one of {known}, not {value!r}: choose one of them"
+                )
+        check_steps(inner_steps=self.inner_steps, adapt_steps=self.adapt_steps)
+        if not self.inner_rate > 0:
+            raise ValueError(f"inner_rate must be above 0, not {self.inner_rate}")
+        if self.rehearsal and self.adapt_rate is None:
+            raise ValueError("rehearsal goes with adapting by Adam: set adapt_rate, e.g. to 1e-3")
+        if self.adapt_rate is not None and (self.adapts, self.head) != ("all", "learned"):
+            raise ValueError("adapt_rate tunes everything: leave adapts and head as they are")
+        if self.adapts == "backbone" and self.head == "prototypes":
+            raise ValueError("a head of prototypes adapts: adapts must be 'all' or 'head'")
+        if self.back_end == "learn2learn":
+            self._check_learn2learn()
+
+    def _check_learn2learn(self) -> None:
+        """Refuse what learn2learn cannot do."""
+        shares = (self.first_order_share, self.multi_step_share)
+        plain = (self.rates, self.adapts, self.head, *shares)
+        if plain != ("fixed", "all", "learned", 0, 0):
+            raise ValueError(
+                "learn2learn has plain MAML with one fixed rate: leave rates, adapts, head, "
+                "first_order_share and multi_step_share as they are, or use the native back end"
+            )
+        if self.model.body is not self.model:
+            raise ValueError(
+                "learn2learn adapts the whole model: let the front end adapt (adapts = true), or "
+                "use the native back end"
+            )
 
     def _rate_shape(self, value: Tensor) -> tuple[int, ...]:
         return tuple(value.shape) if self.rates == "element" else (max(self.inner_steps, 1),)
@@ -257,11 +272,12 @@ class MAML(nn.Module):
             self.checkpoint_steps,
             part,
         )
-        return sum(
+        losses = (
             weight * task_loss(part, adapted, asked, query)
             for weight, adapted in zip(self._step_weights(progress), chain([start], path))
             if weight > 0
         )
+        return reduce(torch.add, losses)
 
     def _learn2learn_loss(self, episode: EpisodeBatch) -> Tensor:
         from metaser.methods.learn2learn import maml

@@ -1,12 +1,21 @@
 """Multitask learning over emotions: MultiSER."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from metaser.batch import Batch, EpisodeBatch
 from metaser.methods.fine_tune import tune_head
-from metaser.methods.inner_loop import Predictor, call, check_steps, check_support, is_stack
+from metaser.methods.inner_loop import (
+    Predictor,
+    call,
+    check_steps,
+    check_support,
+    embedding_dim,
+    is_stack,
+)
 from metaser.model import Model
 
 
@@ -81,7 +90,7 @@ class Multitask(nn.Module):
         super().__init__()
         check_steps(steps=steps)
         self.model = model
-        self.model.head = ClassHeads(model.backbone.dim, model.classes, hidden)
+        self.model.head = ClassHeads(embedding_dim(model), model.classes, hidden)
         self.sharing = sharing
         self.steps = steps
         self.rate = rate
@@ -91,7 +100,7 @@ class Multitask(nn.Module):
         batch = episode.joined()
         scores = call(self.model, {}, batch.modalities, is_stack(batch))
         loss = _one_against_rest(scores, batch.targets, batch.classes)
-        return loss + self.sharing * self.model.head.spread()
+        return loss + self.sharing * cast(ClassHeads, self.model.head).spread()
 
     def adapt(self, support: Batch) -> Predictor:
         """Fine-tune the dense layers on labelled clips; the method itself stays as it is."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,14 @@ from torch.nn.functional import cross_entropy
 
 from metaser.batch import Batch, EpisodeBatch, join
 from metaser.machine import device_of, generators
-from metaser.methods.inner_loop import Predictor, check_steps, check_support, heard, predictor
+from metaser.methods.inner_loop import (
+    Predictor,
+    check_steps,
+    check_support,
+    embedding_dim,
+    heard,
+    predictor,
+)
 from metaser.model import Model
 
 
@@ -90,7 +98,7 @@ class MultitaskReleased(nn.Module):
         super().__init__()
         check_steps(steps=steps)
         self.model = model
-        self.model.head = BinaryHeads(model.backbone.dim, model.classes)
+        self.model.head = BinaryHeads(embedding_dim(model), model.classes)
         self.steps = steps
         self.rate = rate
         self.batch_size = batch_size
@@ -135,9 +143,8 @@ def _drawn(classes: Tensor) -> int:
 
 def _binary_losses(model: Model, batch: Batch, emotions: Iterable[int]) -> Tensor:
     """Cross-entropy of no and yes, of each of some emotions."""
-    embedding = model.embed(batch.modalities)
+    heads, embedding = cast(BinaryHeads, model.head), model.embed(batch.modalities)
     losses = [
-        cross_entropy(model.head.answers(embedding, k), (batch.targets == k).long())
-        for k in emotions
+        cross_entropy(heads.answers(embedding, k), (batch.targets == k).long()) for k in emotions
     ]
     return torch.stack(losses)

@@ -5,7 +5,9 @@ and the adaptation to a new language never see them.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch.nn import functional
 from metaser.batch import Batch, EpisodeBatch, join
 from metaser.losses import gradient_reversal, reversal_ramp, supervised_contrast
 from metaser.machine import sum_over_processes
-from metaser.methods.inner_loop import embed, flatten_tasks, is_stack
+from metaser.methods.inner_loop import embed, embedding_dim, flatten_tasks, is_stack
 from metaser.model import Model
 from metaser.naming import nearest
 
@@ -77,6 +79,9 @@ class OuterTerms(nn.Module):
     ICASSP 2021 (the two adversaries and their balance).
     """
 
+    centre: Tensor
+    spread: Tensor
+
     def __init__(
         self,
         model: Model,
@@ -112,7 +117,7 @@ class OuterTerms(nn.Module):
         self.reconstruction = reconstruction
         shares = {"speaker": balance, "corpus": 1 - balance} if adversary else {}
         self.shares = {name: share for name, share in shares.items() if share}
-        dim = model.backbone.dim
+        dim = embedding_dim(model)
         self.adversaries = nn.ModuleDict(
             {name: _dense(dim, hidden, domains[name]) for name in self.shares if name in domains}
         )
@@ -123,9 +128,16 @@ class OuterTerms(nn.Module):
 
     def extra_repr(self) -> str:
         """Name the weights, which a checkpoint must agree on."""
-        own = ("adversary", "shares", "adversary_steps", "adversary_rate", "contrast")
-        own += ("temperature", "reconstruction")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in own)
+        names = (
+            "adversary",
+            "shares",
+            "adversary_steps",
+            "adversary_rate",
+            "contrast",
+            "temperature",
+            "reconstruction",
+        )
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def forward(self, model: Model, episode: EpisodeBatch, progress: float) -> Tensor:
         """The sum of the terms: a scalar, or one value a task for a stack of episodes.
@@ -151,13 +163,14 @@ class OuterTerms(nn.Module):
             strength = self.adversary * reversal_ramp(progress)
             told = self._domains_told(gradient_reversal(embeddings, strength), clips.domains)
             total = total + told.mean(dim=-1)
-        if self.contrast:
+        if self.projection is not None:
             seen = self.projection(embeddings)
             total = total + self.contrast * supervised_contrast(
                 seen, clips.targets, self.temperature
             )
-        if self.reconstruction and hasattr(model.backbone, "reconstruction_error"):
-            total = total + self.reconstruction * _reconstruction(model, clips)
+        error = getattr(model.backbone, "reconstruction_error", None)
+        if self.reconstruction and error is not None:
+            total = total + self.reconstruction * _reconstruction(error, model, clips)
         return total
 
     def catch_up(self, model: Model, episodes: Sequence[EpisodeBatch], total: int) -> None:
@@ -205,7 +218,7 @@ class OuterTerms(nn.Module):
             sum_over_processes(slopes)
             with torch.no_grad():
                 for value, slope in zip(values, slopes):
-                    value -= self.adversary_rate * slope
+                    value.sub_(self.adversary_rate * slope)
 
     def _standardise(self, embeddings: Tensor, weights: Tensor) -> None:
         """Take the mean and deviation of embeddings (clips, dim), whose weights add up to 1."""
@@ -229,7 +242,7 @@ class OuterTerms(nn.Module):
 
     def _domains_told(self, embeddings: Tensor, domains: dict[str, Tensor]) -> Tensor:
         """Weighted cross-entropy of the adversaries, (..., clips)."""
-        total = 0.0
+        losses = []
         seen = (embeddings - self.centre) / self.spread
         for name, share in self.shares.items():
             if name not in self.adversaries or name not in domains:
@@ -243,12 +256,12 @@ class OuterTerms(nn.Module):
             each = functional.cross_entropy(
                 scores.flatten(0, -2), numbers.flatten(), reduction="none"
             )
-            total = total + share * each.view(numbers.shape)
-        return total
+            losses.append(share * each.view(numbers.shape))
+        return reduce(torch.add, losses)
 
 
 def make_terms(
-    model: Model, terms: dict[str, float] | None, domains: dict[str, int] | None
+    model: Model, terms: Mapping[str, Any] | None, domains: dict[str, int] | None
 ) -> OuterTerms | None:
     """The terms that a method's argument ``terms`` names; None if it names none.
 
@@ -270,9 +283,9 @@ def _dense(dim: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-def _reconstruction(model: Model, clips: Batch) -> Tensor:
+def _reconstruction(error: Callable[..., Tensor], model: Model, clips: Batch) -> Tensor:
     """Mean error of the backbone's autoencoder over the clips of a task."""
     modalities = flatten_tasks(clips.modalities) if is_stack(clips) else clips.modalities
     if model.frontend is not None:
         modalities = {**modalities, "audio": model.frontend(modalities["audio"])}
-    return model.backbone.reconstruction_error(**modalities).view(clips.targets.shape).mean(dim=-1)
+    return error(**modalities).view(clips.targets.shape).mean(dim=-1)

@@ -32,7 +32,7 @@ class ProtoNet(nn.Module):
     Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017.
     """
 
-    ADAPTATION = frozenset()
+    ADAPTATION: frozenset[str] = frozenset()
     stackable = True
 
     def __init__(self, model: Model) -> None:

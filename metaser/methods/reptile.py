@@ -1,5 +1,7 @@
 """Reptile: move the initialisation towards where plain training on a task leads."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +73,7 @@ class Reptile(nn.Module):
         reached = self._descend(fixed, batch, self.inner_steps)
         gaps = [(start[name] - reached[name].detach()).square() for name in start]
         tasks = batch.targets.shape[:-1]
-        return sum(gap.reshape(*tasks, -1).sum(dim=-1) for gap in gaps) / 2
+        return reduce(torch.add, (gap.reshape(*tasks, -1).sum(dim=-1) for gap in gaps)) / 2
 
     def validation_loss(self, episode: EpisodeBatch) -> Tensor:
         """Query loss after adapting to the support set: the distance says nothing of quality."""

@@ -34,7 +34,7 @@ class Ridge(nn.Module):
     ICLR 2019 (R2-D2).
     """
 
-    ADAPTATION = frozenset()
+    ADAPTATION: frozenset[str] = frozenset()
     stackable = True
 
     def __init__(self, model: Model, around_head: bool = False, strength: float = 1.0) -> None:

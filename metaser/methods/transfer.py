@@ -124,7 +124,7 @@ class Transfer(nn.Module):
     @property
     def quality(self) -> Quality | None:
         """Coverage and density of generated embeddings among those of the sources."""
-        return self.gan and self.gan.quality
+        return None if self.gan is None else self.gan.quality
 
     def fit(self, sources: list[Batch]) -> None:
         """Keep the labelled clips of the source tasks for rehearsal, or train the GAN on them."""
@@ -144,6 +144,6 @@ class Transfer(nn.Module):
                 self.rate,
                 self.cycle,
                 self.fresh_head,
-                self.gan and self.gan.enlarged,
+                None if self.gan is None else self.gan.enlarged,
             )
         return tune_all(self.model, support, self.steps, self.rate, self.sources, self.rehearsal)
