@@ -1,4 +1,4 @@
-"""Fine-tuning by Adam: everything or the head alone, with or without rehearsal of source clips."""
+"""Fine-tuning by Adam: the whole model or the head alone, with or without rehearsal."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaser.batch import Batch, Padded, stack_batches
+from metaser.contracts import Predictor
 from metaser.losses import cross_entropy
 from metaser.machine import device_of, generators
 from metaser.methods.inner_loop import (
     Parameters,
-    Predictor,
     adaptable,
     embed,
     flatten_tasks,
@@ -25,7 +25,7 @@ from metaser.methods.inner_loop import (
 from metaser.model import Model
 
 REHEARSED = 128
-"""Source clips that a step of rehearsal hears."""
+"""Source clips per step of rehearsal, in all."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Cycle:
     lowest : float
         Lowest rate, as a share of the highest.
     half : int
-        Steps from the lowest to the highest rate, and back.
+        Steps from the lowest to the highest rate, and as many back.
     mode : {"triangular", "triangular2"}
-        Keep the highest rate, or halve the distance to it after every cycle.
+        "triangular" repeats the same cycle. "triangular2" halves the distance from the lowest to
+        the highest rate after every cycle.
     """
 
     lowest: float
@@ -49,7 +50,8 @@ class Cycle:
 
 CYCLES = {"paper": Cycle(1 / 5, 8), "released": Cycle(1 / 20, 2000, "triangular2")}
 """The cyclic rates of the MetaSER paper's baselines (2e-5 to 1e-4) and of its released code (1e-6
-to 2e-5). Neither tells the length of a cycle: the paper's is ours, the other PyTorch's default."""
+to 2e-5). Neither says how long a cycle is: 8 steps are this project's choice, 2000 are PyTorch's
+default."""
 
 
 def fine_tune(
@@ -77,12 +79,17 @@ def fine_tune(
     rate : float
         Highest learning rate.
     batch_size : int
-        Clips a step, at most.
+        Clips per step, at most.
     seed : int
-        Chooses the order of the clips.
+        Decides the order of the clips.
     cycle : {"paper", "released"}
-        How the rate runs up and down, see ``CYCLES``: by default in triangles between a fifth of
-        ``rate`` and ``rate``, eight steps up, eight down.
+        How the rate rises and falls, see ``CYCLES``. "paper" rises in 8 steps from a fifth of
+        ``rate`` to ``rate``, and falls in 8 steps.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The tuned parameters, with the names and shapes of ``parameters``.
     """
     if not parameters or steps == 0:
         return parameters
@@ -119,7 +126,7 @@ def tune_all(
     sources: Sequence[Batch] = (),
     rehearsal: float = 0.0,
 ) -> Predictor:
-    """Fine-tune all parameters on a support set by ``fine_tune``, rehearsing source clips.
+    """Fine-tune all parameters on a support set by ``fine_tune``, with rehearsal of source clips.
 
     Parameters
     ----------
@@ -127,20 +134,35 @@ def tune_all(
         Where to start; not changed.
     support : Batch
         Labelled clips of the new language.
-    steps, rate
-        See ``fine_tune``.
+    steps : int
+        Adam steps, at least 0.
+    rate : float
+        Highest learning rate.
     sources : sequence of Batch
-        Labelled clips of other tasks, which every step draws from evenly.
+        Labelled clips of other tasks. Every step draws equally many of each task.
     rehearsal : float
-        Clips a class, at least 0, that the sources count as beside the support set. The fewer clips
-        the support set has, the more the sources keep the model where it was.
+        Weight of the sources beside the support set, in clips per class, at least 0. The fewer
+        clips the support set has, the more the sources keep the model where it was.
+
+    Returns
+    -------
+    Predictor
+        The tuned model.
+
+    Raises
+    ------
+    ValueError
+        If there is rehearsal without sources.
 
     References
     ----------
     Robins, "Catastrophic Forgetting, Rehearsal and Pseudorehearsal", Connection Science 1995.
     """
     if rehearsal and not sources:
-        raise ValueError(f"rehearsal = {rehearsal} needs source clips: call fit(sources) first")
+        raise ValueError(
+            f"sources must have clips where rehearsal is above 0, not none with {rehearsal}: call "
+            "fit(sources) first, or set rehearsal = 0"
+        )
     shots = len(support) / int(support.classes.sum())
     share = rehearsal / (shots + rehearsal)
     draw = torch.Generator().manual_seed(0)
@@ -165,7 +187,7 @@ def tune_all(
 
 
 def _draw_evenly(sources: Sequence[Batch], clips: int, draw: torch.Generator) -> Batch:
-    """A stack of as many clips of each source, drawn with replacement; about ``clips`` in all."""
+    """Return a stack of equally many clips per source, drawn with replacement, about ``clips``."""
     each = max(clips // len(sources), 1)
     return stack_batches(
         [source[torch.randint(len(source), (each,), generator=draw)] for source in sources]
@@ -184,9 +206,29 @@ def tune_head(
 ) -> Predictor:
     """Fine-tune the head after a frozen backbone, whose embeddings are computed once.
 
-    ``loss(scores, targets, classes)`` is the scalar loss; ``anew`` starts from a head drawn at
-    random instead of the trained one; ``enlarge`` adds to the embeddings (``as_embeddings``); the
-    rest is as in ``fine_tune``.
+    Parameters
+    ----------
+    model : Model
+        Where to start; not changed.
+    support : Batch
+        Labelled clips of the new language.
+    loss : callable
+        ``loss(scores, targets, classes)`` is the scalar loss of some clips.
+    steps : int
+        Adam steps, at least 0.
+    rate : float
+        Highest learning rate.
+    cycle : {"paper", "released"}
+        How the rate rises and falls, see ``CYCLES``.
+    anew : bool
+        Start from a head drawn at random instead of the trained one.
+    enlarge : callable, optional
+        Adds clips to the support set, which it is given as ``as_embeddings`` returns it.
+
+    Returns
+    -------
+    Predictor
+        The model with the tuned head.
     """
     support = as_embeddings(model, support)
     if enlarge is not None:
@@ -204,7 +246,7 @@ def tune_head(
 
 
 def as_embeddings(model: Model, batch: Batch) -> Batch:
-    """The same clips with their embeddings as single frames, the only modality."""
+    """Return the clips with their embedding as the only frame of the only modality, "audio"."""
     with torch.no_grad():
         vectors = embed(model, batch).unsqueeze(1)
     mask = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
@@ -212,7 +254,7 @@ def as_embeddings(model: Model, batch: Batch) -> Batch:
 
 
 def _drawn_anew(head: nn.Module) -> nn.Module:
-    """A copy of a head with initial parameters, always the same ones, wherever it is."""
+    """Return a copy of a head with initial parameters, the same ones on every device."""
     device, head = device_of(head), copy.deepcopy(head).cpu()
     with torch.random.fork_rng(devices=generators(device)):
         torch.manual_seed(0)

@@ -125,7 +125,7 @@ def test_without_generated_vectors_it_is_logistic_regression():
 
 def test_one_clip_a_class_needs_sources():
     one = _clips(0.0, shots=1)
-    with pytest.raises(ValueError, match=r"one clip.*call fit\(sources\)"):
+    with pytest.raises(ValueError, match=r"not one clip.*call fit\(sources\)"):
         GANAugmentation(steps=10).adapt(one)
     method = GANAugmentation(steps=10, adapt_steps=5)
     method.fit([_clips(0.0, 20)])
@@ -166,5 +166,5 @@ def test_the_head_is_tuned_on_given_and_generated_embeddings():
 
 
 def test_generated_embeddings_are_for_the_head_alone():
-    with pytest.raises(ValueError, match="generated are of the head's tuning"):
+    with pytest.raises(ValueError, match="'head' for cycle, fresh_head and generated"):
         METHODS["fine_tuning"](Model(MLP(4, (8,)), 3), generated=5)
