@@ -129,6 +129,7 @@ def play(
     gan: FeatureGAN,
     vectors: Tensor,
     targets: Tensor,
+    *,
     weights: Tensor,
     steps: int,
     draw: torch.Generator,

@@ -58,6 +58,7 @@ def fine_tune(
     loss: Callable[[Parameters, Tensor], Tensor],
     parameters: Parameters,
     clips: int,
+    *,
     steps: int,
     rate: float,
     batch_size: int = 64,
@@ -182,7 +183,7 @@ def tune_all(
         known = cross_entropy(scores, old.targets, old.classes).mean()
         return (1 - share) * own + share * known
 
-    tuned = fine_tune(loss, adaptable(body), len(support), steps, rate)
+    tuned = fine_tune(loss, adaptable(body), len(support), steps=steps, rate=rate)
     return predictor(model, tuned, support.classes)
 
 
@@ -198,6 +199,7 @@ def tune_head(
     model: Model,
     support: Batch,
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
     steps: int,
     rate: float,
     cycle: str = "paper",
@@ -240,7 +242,7 @@ def tune_head(
         return loss(scores, support.targets[rows], support.classes)
 
     start = adaptable(_drawn_anew(model.head) if anew else model.head)
-    tuned = fine_tune(head_loss, start, len(support), steps, rate, cycle=cycle)
+    tuned = fine_tune(head_loss, start, len(support), steps=steps, rate=rate, cycle=cycle)
     whole = {f"head.{name}": value for name, value in tuned.items()}
     return predictor(model, whole, support.classes)
 

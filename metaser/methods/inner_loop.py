@@ -227,6 +227,7 @@ def descend(
     loss: Callable[[Parameters], Tensor],
     parameters: Parameters,
     rates: Sequence[Rates],
+    *,
     second_order: bool = False,
     checkpoint: bool = False,
     module: nn.Module | None = None,
@@ -303,7 +304,9 @@ def gradient_descent(
     module: nn.Module | None = None,
 ) -> Parameters:
     """Return the parameters after the last step of ``descend``, whose arguments it takes."""
-    path = descend(loss, parameters, rates, second_order, checkpoint, module)
+    path = descend(
+        loss, parameters, rates, second_order=second_order, checkpoint=checkpoint, module=module
+    )
     return deque(chain([parameters], path), maxlen=1).pop()
 
 

@@ -109,6 +109,7 @@ class MAML(nn.Module):
     def __init__(
         self,
         model: Model,
+        *,
         inner_steps: int = 5,
         adapt_steps: int = 10,
         adapt_rate: float | None = None,
@@ -293,9 +294,9 @@ class MAML(nn.Module):
             lambda adapted: task_loss(part, adapted, support, support_inputs),
             start,
             self._rates(self.inner_steps, start),
-            differentiated and progress >= self.first_order_share,
-            self.checkpoint_steps,
-            part,
+            second_order=differentiated and progress >= self.first_order_share,
+            checkpoint=self.checkpoint_steps,
+            module=part,
         )
         losses = (
             weight * task_loss(part, adapted, query, query_inputs)

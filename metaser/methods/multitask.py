@@ -110,7 +110,7 @@ class Multitask(nn.Module):
     def adapt(self, support: Batch) -> Predictor:
         """Fine-tune the dense layers on labelled clips; the method itself does not change."""
         check_support(support)
-        return tune_head(self.model, support, _one_against_rest, self.steps, self.rate)
+        return tune_head(self.model, support, _one_against_rest, steps=self.steps, rate=self.rate)
 
 
 def _one_against_rest(scores: Tensor, targets: Tensor, classes: Tensor) -> Tensor:

@@ -91,6 +91,7 @@ class OuterTerms(nn.Module):
         self,
         model: Model,
         domains: dict[str, int],
+        *,
         adversary: float = 0.0,
         balance: float = 0.5,
         adversary_steps: int = 10,

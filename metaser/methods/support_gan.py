@@ -80,7 +80,14 @@ class SupportGAN:
         self._weights = torch.cat([torch.full((len(v),), 1 / len(v)) for v in values])
         draw = torch.Generator().manual_seed(self.seed)
         self.gan = self._new(self._real.shape[1], len(sources[0].classes))
-        value = play(self.gan, self._real, self._targets, self._weights, self.steps, draw)
+        value = play(
+            self.gan,
+            self._real,
+            self._targets,
+            weights=self._weights,
+            steps=self.steps,
+            draw=draw,
+        )
         rows = torch.randperm(len(self._real), generator=draw)[:MOST_JUDGED]
         with torch.no_grad():
             made = self.gan.generate(self._targets[rows], draw)
@@ -148,7 +155,7 @@ class SupportGAN:
                     self._weights / self._weights.sum(),
                 ]
             )
-        play(gan, real, known, weights, steps, draw)
+        play(gan, real, known, weights=weights, steps=steps, draw=draw)
         with torch.no_grad():
             return gan.generate(targets, draw) * spread + centre
 

@@ -71,6 +71,7 @@ class Transfer(nn.Module):
     def __init__(
         self,
         model: Model,
+        *,
         order: str = "mixed",
         pretrain: bool = True,
         trainable: str = "all",
@@ -153,10 +154,10 @@ class Transfer(nn.Module):
                 self.model,
                 support,
                 cross_entropy,
-                self.steps,
-                self.rate,
-                self.cycle,
-                self.fresh_head,
-                None if self.gan is None else self.gan.enlarged,
+                steps=self.steps,
+                rate=self.rate,
+                cycle=self.cycle,
+                anew=self.fresh_head,
+                enlarge=None if self.gan is None else self.gan.enlarged,
             )
         return tune_all(self.model, support, self.steps, self.rate, self.sources, self.rehearsal)

@@ -33,7 +33,7 @@ def mixture():
     side = draw.choice([-1.0, 1.0], 3000, p=[1 / 3, 2 / 3])
     real = torch.tensor(side + 0.3 * draw.standard_normal(3000), dtype=torch.float32)[:, None]
     gan, none = _gan(noise=4, hidden=32), torch.zeros(3000, dtype=torch.long)
-    value = play(gan, real, none, torch.ones(3000), 1000, _draw(), rate=2e-3)
+    value = play(gan, real, none, weights=torch.ones(3000), steps=1000, draw=_draw(), rate=2e-3)
     return real, gan, value
 
 
@@ -56,7 +56,7 @@ def test_a_frozen_generator_learns_nothing(mixture):
     real, _, _ = mixture
     gan, none = _gan(noise=4, hidden=32), torch.zeros(len(real), dtype=torch.long)
     before = [value.clone() for value in gan.generator.parameters()]
-    play(gan, real, none, torch.ones(len(real)), 1, _draw())
+    play(gan, real, none, weights=torch.ones(len(real)), steps=1, draw=_draw())
     assert not all(torch.equal(a, b) for a, b in zip(before, gan.generator.parameters()))
     frozen = _gan(noise=4, hidden=32)
     with torch.no_grad():
