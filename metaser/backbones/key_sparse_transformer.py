@@ -75,6 +75,7 @@ class KeySparseTransformer(nn.Module):
     def __init__(
         self,
         channels: int | dict[str, int],
+        *,
         width: int | dict[str, int] = 64,
         heads: int = 4,
         keep_rate: float = 0.5,
@@ -109,7 +110,7 @@ class KeySparseTransformer(nn.Module):
         for name in names:
             other = next((widths[other] for other in names if other != name), None)
             self.streams[name] = Stream(
-                channels[name], widths[name], other, layer, keep_rate, **layers
+                channels[name], widths[name], other, layer=layer, keep_rate=keep_rate, **layers
             )
         sizes = [sum(widths[name] for name in names), *dense]
         self.dense = nn.Sequential(
@@ -167,9 +168,9 @@ class Stream(nn.Module):
         channels: int,
         width: int,
         other_width: int | None,
+        *,
         layer: Callable[..., "Layer"],
         keep_rate: float,
-        *,
         vanilla_layers: int,
         cross_blocks: int,
         sparse_layers: int,

@@ -63,6 +63,7 @@ class MultimodalTransformer(nn.Module):
     def __init__(
         self,
         channels: int | dict[str, int],
+        *,
         width: int = 32,
         layers: int = 1,
         heads: int = 4,

@@ -65,6 +65,7 @@ class RepLKNet(nn.Module):
     def __init__(
         self,
         channels: int,
+        *,
         widths: Sequence[int] = (16, 32, 64),
         kernels: Sequence[Size] = ((31, 5), (13, 5), (7, 5)),
         small: int = 5,

@@ -66,6 +66,7 @@ class SegmentSequence(nn.Module):
         channels: int,
         backbone: Callable[..., nn.Module],
         inner: dict[str, Any] | None = None,
+        *,
         hidden: int = 32,
         segments: int = 5,
         threshold: float = 0.4,

@@ -1,7 +1,8 @@
 """Methods: how a model learns and adapts. ``METHODS`` maps names to constructors with presets.
 
-A method has ``adapt(support) -> predictor`` and, if it learns by gradient steps over episodes,
-``loss(episode) -> scalar``; if it only looks at the source clips, ``fit(sources)``.
+Every method has ``adapt(support)``, which returns a predictor. A method that learns by gradient
+steps over episodes also has ``loss(episode)``, a scalar. A method that needs the source clips also
+has ``fit(sources)``.
 """
 
 from collections.abc import Callable

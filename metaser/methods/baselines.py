@@ -9,33 +9,41 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from metaser.batch import Batch, Padded
-from metaser.methods.inner_loop import Predictor, check_support
+from metaser.contracts import Predictor
+from metaser.methods.inner_loop import check_support
 
 
 class Constant:
-    """Guess without listening.
+    """Guess a class without listening.
 
     Parameters
     ----------
     guess : {"chance", "majority"}
-        Draw every clip's class at random, or always say the support set's most frequent class
-        (the first of them where several tie).
+        "chance" draws the class of every clip at random. "majority" always says the most frequent
+        class of the support set, and the first of them if several are equally frequent.
     seed : int
-        Chooses the random guesses, together with the support set.
+        Decides the random guesses, together with the support set.
+
+    Raises
+    ------
+    ValueError
+        If ``guess`` is not known.
     """
 
     def __init__(self, guess: str = "chance", seed: int = 0) -> None:
         if guess not in ("chance", "majority"):
-            raise ValueError(f"guess must be 'chance' or 'majority', not {guess!r}")
+            raise ValueError(
+                f"guess must be 'chance' or 'majority', not {guess!r}: choose one of them"
+            )
         self.guess = guess
         self.seed = seed
 
     def adapt(self, support: Batch) -> Predictor:
-        """Return the guesser for the support set's classes."""
+        """Return a predictor that guesses among the classes of the support set."""
         check_support(support)
         counts = torch.bincount(support.targets, minlength=len(support.classes))
-        heard = zlib.crc32(mean_frames(support.modalities).tobytes())
-        rng = np.random.default_rng([self.seed, heard])
+        fingerprint = zlib.crc32(mean_frames(support.modalities).tobytes())
+        rng = np.random.default_rng([self.seed, fingerprint])
 
         def predict(modalities: dict[str, Padded]) -> Tensor:
             clips = len(next(iter(modalities.values())))
@@ -49,16 +57,15 @@ class Constant:
 
 
 class LogisticRegression:
-    """Multinomial logistic regression on the mean frame of each clip.
+    """Multinomial logistic regression on the mean frame of each clip, with standardised channels.
 
     Parameters
     ----------
     strength : float
-        Weight of the L2 penalty on the coefficients of standardised features, above 0; as many
-        times heavier than the mean loss of a clip.
+        Weight of the L2 penalty on the coefficients, above 0. The mean loss per clip has weight 1.
     use_sources : bool
-        Fit on the source corpora and the support set together, each with half of the weight,
-        instead of on the support set alone.
+        Fit on the source corpora and the support set together, each with half of the weight.
+        Without it, fit on the support set alone.
     """
 
     def __init__(self, strength: float = 0.1, use_sources: bool = False) -> None:
@@ -67,22 +74,25 @@ class LogisticRegression:
         self.sources: list[Batch] = []
 
     def fit(self, sources: list[Batch]) -> None:
-        """Keep the labelled clips of the source tasks; every task gets the same weight."""
+        """Keep the labelled clips of the source tasks; every task has the same weight."""
         self.sources = sources if self.use_sources else []
 
     def adapt(self, support: Batch) -> Predictor:
-        """Fit to labelled clips of a language."""
+        """Return a regression that is fitted to labelled clips of a language."""
         check_support(support)
-        values = [mean_frames(batch.modalities) for batch in [support, *self.sources]]
-        targets = [batch.targets.numpy() for batch in [support, *self.sources]]
-        share = len(self.sources) or 1
-        weights = [
-            np.full(len(t), len(support) / len(t) / (1 if i == 0 else share))
-            for i, t in enumerate(targets)
-        ]
-        # A channel that never varies keeps its unit: it may vary in the new language.
+        batches = [support, *self.sources]
+        values = [mean_frames(batch.modalities) for batch in batches]
+        targets = [batch.targets.numpy() for batch in batches]
+        # The support set comes first. The sources together weigh as much as it does.
+        shares = [1, *[len(self.sources)] * len(self.sources)]
+        weights = np.concatenate(
+            [
+                np.full(len(labels), len(support) / len(labels) / share)
+                for labels, share in zip(targets, shares)
+            ]
+        )
+        # StandardScaler leaves a channel as it is that never varies: it may vary elsewhere.
         scaler = StandardScaler().fit(np.concatenate(values[1:] or values))
-        weights = np.concatenate(weights)
         solver = SklearnLogisticRegression(C=1 / (self.strength * weights.sum()), max_iter=300)
         solver.fit(
             scaler.transform(np.concatenate(values)),
@@ -101,5 +111,5 @@ class LogisticRegression:
 
 
 def mean_frames(modalities: dict[str, Padded]) -> np.ndarray:
-    """The mean frame of each clip (clips, channels), modalities side by side."""
+    """Return the mean frame of each clip, (clips, channels), with the modalities side by side."""
     return np.concatenate([padded.mean().numpy() for padded in modalities.values()], axis=1)

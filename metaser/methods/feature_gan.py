@@ -16,11 +16,11 @@ class Quality:
     Attributes
     ----------
     coverage : float
-        Share of real vectors, in [0, 1], with a generated one in their neighbourhood: near 0 where
-        the generator gives the same few vectors over and over.
+        Share of real vectors, in [0, 1], that have a generated one in their neighbourhood. It is
+        near 0 if the generator repeats the same few vectors.
     density : float
-        How many neighbourhoods of real vectors a generated one lies in, as a share of what is
-        expected of a real one; at least 0, and near 0 far from all that is real.
+        In how many neighbourhoods of real vectors a generated vector lies, relative to what is
+        expected of a real one. At least 0, and near 0 if the generated ones are far from the real.
     """
 
     coverage: float
@@ -28,20 +28,20 @@ class Quality:
 
 
 def quality(real: np.ndarray, generated: np.ndarray, neighbours: int = 5) -> Quality:
-    """Coverage and density of generated vectors.
+    """Return the coverage and the density of generated vectors.
 
     Parameters
     ----------
     real, generated : ndarray
         (vectors, channels) each, of about equal number.
     neighbours : int
-        The neighbourhood of a real vector reaches to its nearest other real vector but so many;
-        at least 1 and below the number of real ones.
+        The neighbourhood of a real vector reaches to its nearest other real vector of this number:
+        5 means the fifth nearest. At least 1 and below the number of real vectors.
 
     Raises
     ------
     ValueError
-        If there are too few real vectors.
+        If ``neighbours`` is below 1, or there are too few real vectors.
 
     References
     ----------
@@ -53,24 +53,26 @@ def quality(real: np.ndarray, generated: np.ndarray, neighbours: int = 5) -> Qua
             f"neighbours must be at least 1 and below the {len(real)} real vectors, not "
             f"{neighbours}: give more real vectors, or look at fewer neighbours"
         )
-    radii = np.sort(pairwise_distances(real), axis=1)[:, neighbours]  # the first is itself
+    radii = np.sort(pairwise_distances(real), axis=1)[:, neighbours]  # 0 is itself
     inside = pairwise_distances(real, generated) < radii[:, None]
     return Quality(float(inside.any(axis=1).mean()), float(inside.mean() * len(real) / neighbours))
 
 
 class FeatureGAN(nn.Module):
-    """Generator and discriminator of vectors that belong to classes.
+    """A generator and a discriminator of vectors that belong to classes.
+
+    Both networks are given the class of a vector.
 
     Parameters
     ----------
     channels : int
         Channels of a vector.
     classes : int
-        Classes; both networks are told the class.
+        Number of classes.
     noise : int
         Channels of the noise that the generator starts from.
     hidden : int
-        Width of both networks' two hidden layers.
+        Width of the two hidden layers of each network.
 
     References
     ----------
@@ -86,15 +88,30 @@ class FeatureGAN(nn.Module):
         self.discriminator = _network(channels + classes, hidden, 1)
 
     def generate(self, targets: Tensor, draw: torch.Generator) -> Tensor:
-        """A vector (clips, channels) of each of the classes (clips,)."""
+        """Return one vector for each of the classes.
+
+        Parameters
+        ----------
+        targets : Tensor
+            (clips,) int64 class indices.
+        draw : torch.Generator
+            Draws the noise.
+
+        Returns
+        -------
+        Tensor
+            (clips, channels).
+        """
         noise = torch.randn(len(targets), self.noise, generator=draw)
-        return self.generator(torch.cat([noise, self._told(targets)], dim=1))
+        vectors: Tensor = self.generator(torch.cat([noise, self._one_hot(targets)], dim=1))
+        return vectors
 
     def judge(self, vectors: Tensor, targets: Tensor) -> Tensor:
-        """Logits (clips,) that vectors (clips, channels) of some classes (clips,) are real."""
-        return self.discriminator(torch.cat([vectors, self._told(targets)], dim=1)).squeeze(1)
+        """Return logits (clips,) of being real, for vectors (clips, channels) of known classes."""
+        logits: Tensor = self.discriminator(torch.cat([vectors, self._one_hot(targets)], dim=1))
+        return logits.squeeze(1)
 
-    def _told(self, targets: Tensor) -> Tensor:
+    def _one_hot(self, targets: Tensor) -> Tensor:
         return functional.one_hot(targets, self.classes).to(torch.float32)
 
 
@@ -112,17 +129,18 @@ def play(
     gan: FeatureGAN,
     vectors: Tensor,
     targets: Tensor,
+    *,
     weights: Tensor,
     steps: int,
     draw: torch.Generator,
     rate: float = 2e-4,
     batch_size: int = 64,
 ) -> float:
-    """Train both networks in turn, in place.
+    """Train both networks in turn, in place, and return the value of their game.
 
-    The discriminator minimises -log D(x) - log(1 - D(G(z))), the generator -log D(G(z)), which has
-    the same fixed point as the minimax game and slopes where the generator is far off. At the
-    optimum D is 1/2 everywhere and the value of the game -log 4.
+    The discriminator minimises -log D(x) - log(1 - D(G(z))), the generator -log D(G(z)). This has
+    the same fixed point as the minimax game, but also a gradient where the generator is far off. At
+    the optimum D is 1/2 everywhere and the value of the game is -log 4.
 
     Parameters
     ----------
@@ -131,17 +149,17 @@ def play(
     vectors : Tensor
         (clips, channels) real vectors, of about unit deviation.
     targets : Tensor
-        (clips,) their classes.
+        (clips,) int64 indices of their classes.
     weights : Tensor
-        (clips,) how often each is drawn, at least 0.
+        (clips,) float; how often each is drawn, relative to the others, at least 0.
     steps : int
-        Steps of either network.
+        Steps of each network.
     draw : torch.Generator
-        Decides.
+        Draws the real vectors and the noise.
     rate : float
-        Adam's learning rate.
+        Learning rate of Adam.
     batch_size : int
-        Real and generated vectors a step.
+        Real vectors per step, and as many generated ones.
 
     Returns
     -------
@@ -154,7 +172,7 @@ def play(
     Goodfellow et al. 2014, algorithm 1 with one discriminator step; Adam's first moment 0.5 as in
     Radford, Metz, Chintala, ICLR 2016.
     """
-    judges, makers = (
+    of_discriminator, of_generator = (
         torch.optim.Adam(part.parameters(), lr=rate, betas=(0.5, 0.999), fused=True)
         for part in (gan.discriminator, gan.generator)
     )
@@ -162,15 +180,15 @@ def play(
     with torch.enable_grad():
         for _ in range(steps):
             rows = torch.multinomial(weights, batch_size, replacement=True, generator=draw)
-            real, wanted = vectors[rows], targets[rows]
-            made = gan.generate(wanted, draw)
-            true, false = gan.judge(real, wanted), gan.judge(made.detach(), wanted)
-            value = functional.logsigmoid(true).mean() + functional.logsigmoid(-false).mean()
-            judges.zero_grad()
+            real, classes = vectors[rows], targets[rows]
+            made = gan.generate(classes, draw)
+            of_real, of_made = gan.judge(real, classes), gan.judge(made.detach(), classes)
+            value = functional.logsigmoid(of_real).mean() + functional.logsigmoid(-of_made).mean()
+            of_discriminator.zero_grad()
             (-value).backward()
-            judges.step()
-            makers.zero_grad()
-            functional.logsigmoid(gan.judge(made, wanted)).mean().neg().backward()
-            makers.step()
+            of_discriminator.step()
+            of_generator.zero_grad()
+            functional.logsigmoid(gan.judge(made, classes)).mean().neg().backward()
+            of_generator.step()
             values.append(float(value.detach()))
     return float(np.mean(values[-max(steps // 10, 1) :])) if values else float("nan")

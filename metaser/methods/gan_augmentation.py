@@ -1,21 +1,28 @@
-"""A support set enlarged by generated vectors, then logistic regression."""
+"""Logistic regression on a support set that generated vectors enlarge."""
 
 from metaser.batch import Batch
+from metaser.contracts import Predictor
 from metaser.methods.baselines import LogisticRegression
 from metaser.methods.feature_gan import Quality
-from metaser.methods.inner_loop import Predictor, check_support
+from metaser.methods.inner_loop import check_support
 from metaser.methods.support_gan import SupportGAN
 
 
 class GANAugmentation:
-    """Logistic regression on the support set and on generated vectors alike.
+    """Logistic regression on the support set together with generated vectors.
 
     Parameters
     ----------
-    generated, steps, adapt_steps, seed
-        See ``SupportGAN``.
+    generated : int
+        Generated vectors per class, at least 0.
+    steps : int
+        Steps of the game on the source clips, at least 0, see ``SupportGAN``.
+    adapt_steps : int
+        Steps of the game on sources and support set, see ``SupportGAN``.
     strength : float
         Penalty of the logistic regression, see ``LogisticRegression``.
+    seed : int
+        Decides where the networks start and what is drawn.
     """
 
     use_sources = True
@@ -33,7 +40,7 @@ class GANAugmentation:
 
     @property
     def quality(self) -> Quality | None:
-        """Coverage and density of generated vectors among those of the sources, after ``fit``."""
+        """Coverage and density of generated vectors among the sources' vectors, after ``fit``."""
         return self.gan.quality
 
     def fit(self, sources: list[Batch]) -> None:
@@ -41,6 +48,6 @@ class GANAugmentation:
         self.gan.fit(sources)
 
     def adapt(self, support: Batch) -> Predictor:
-        """Enlarge the support set and fit to it; the method itself stays as it is."""
+        """Return a regression on the enlarged support set; the method itself does not change."""
         check_support(support)
         return LogisticRegression(self.strength).adapt(self.gan.enlarged(support))

@@ -1,4 +1,4 @@
-"""learn2learn's MAML without the rest of the package, which asks for gym and torchvision."""
+"""MAML of learn2learn, without the rest of that package, which needs gym and torchvision."""
 
 import importlib
 import importlib.util
@@ -6,10 +6,11 @@ import sys
 from types import ModuleType
 
 INSTALL = "pip install --no-deps -r requirements-learn2learn.txt"
+"""The command that installs learn2learn, in a clone of MetaSER."""
 
 
 def maml() -> type:
-    """Return learn2learn's ``MAML`` class.
+    """Return the class ``MAML`` of learn2learn.
 
     Raises
     ------
@@ -18,7 +19,7 @@ def maml() -> type:
     """
     if "learn2learn" not in sys.modules:
         spec = importlib.util.find_spec("learn2learn")
-        if spec is None:
+        if spec is None or spec.submodule_search_locations is None:
             raise ModuleNotFoundError(
                 f"back_end = 'learn2learn' needs learn2learn 0.2.0: run `{INSTALL}` in a clone of "
                 "MetaSER, or use the native back end, which gives the same gradients"

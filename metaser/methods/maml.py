@@ -1,23 +1,25 @@
-"""Model-agnostic meta-learning and its relatives, around any backbone: MetaSER's trainer."""
+"""Model-agnostic meta-learning (MAML) and its relatives, with any backbone: MetaSER's trainer."""
 
+from functools import reduce
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
+from metaser.contracts import Predictor
 from metaser.losses import cross_entropy
 from metaser.methods.fine_tune import tune_all
 from metaser.methods.inner_loop import (
     Inputs,
     Parameters,
-    Predictor,
     Rates,
     adaptable,
     check_steps,
     check_support,
     descend,
     embed,
+    embedding_dim,
     expand,
     gradient_descent,
     heard,
@@ -35,14 +37,14 @@ HEADS = ("learned", "prototypes")
 BACK_ENDS = ("native", "learn2learn")
 
 ABSENT_BIAS = -1e4
-"""Bias of a class without a clip in the support set, where the head starts from prototypes."""
+"""Bias of a class without a clip in the support set, if the head starts from prototypes."""
 
 
 class MAML(nn.Module):
     """Learn an initialisation from which a few gradient steps suffice.
 
-    With the arguments as they stand it is first-order MAML (FOMAML), the paper's choice; each
-    relative is a switch.
+    With the default arguments it is first-order MAML (FOMAML), as in the paper. One or two
+    arguments make it one of its relatives.
 
     Parameters
     ----------
@@ -53,40 +55,45 @@ class MAML(nn.Module):
     adapt_steps : int
         Gradient steps on the support set of a new language, at least 0.
     adapt_rate : float, optional
-        Adapt to a new language by Adam in batches, with this highest rate of the cyclic schedule
-        that the other methods are fine-tuned with, instead of by inner-loop steps: for support
-        sets of hundreds of clips.
+        Adapt to a new language by Adam in batches instead of by inner steps: for support sets of
+        hundreds of clips. This is the highest rate of its cyclic schedule, the same schedule as in
+        fine-tuning.
     rehearsal : float
-        With ``adapt_rate``: clips a class, at least 0, that the source clips count as while
-        adapting, see ``tune_all``.
+        With ``adapt_rate``: weight of the source clips while adapting, in clips per class, at least
+        0, see ``tune_all``.
     inner_rate : float
-        Step size of the inner loop, above 0; where rates are learnt, their initial value.
+        Step size of the inner loop, above 0. If the rates are learnt, it is their initial value.
     rates : {"fixed", "element", "step"}
-        Keep the step size, or learn it along with the initialisation: one for each element of
-        each parameter (Meta-SGD), or one for each parameter and inner step (MAML++), of which
-        steps beyond ``inner_steps`` take the last.
+        "fixed" keeps the step size. The others learn it with the initialisation: "element" one for
+        each element of each parameter (Meta-SGD), "step" one for each parameter and inner step
+        (MAML++). Steps beyond ``inner_steps`` then use the rates of the last one.
     second_order : bool
         Differentiate through the inner gradients.
     first_order_share : float
-        Share of the training, in [0, 1], after which second derivatives set in (MAML++).
+        Share of the training, in [0, 1], after which second derivatives begin (MAML++).
     multi_step_share : float
-        Share of the training, in [0, 1], in which the query loss after every inner step counts,
-        less and less, besides the loss after the last (MAML++).
+        Share of the training, in [0, 1], in which the query loss after every inner step counts, not
+        only the one after the last. The earlier steps count less and less (MAML++).
     adapts : {"all", "head", "backbone"}
         What the inner loop changes: everything, the head alone (ANIL; the backbone then runs once
-        an episode), or all but the head (BOIL).
+        per episode), or all but the head (BOIL).
     head : {"learned", "prototypes"}
         Where the head starts: from a learnt state, or in each episode from the class means of the
         support set's embeddings (Proto-MAML).
     checkpoint_steps : bool
-        Under second order, compute the inner steps again in the backward pass instead of keeping
+        With ``second_order``, compute the inner steps again in the backward pass instead of keeping
         them: the same gradient in less memory.
     back_end : {"native", "learn2learn"}
-        Who runs the inner loop while training. learn2learn has plain MAML with one fixed rate.
+        What runs the inner loop while training. learn2learn has plain MAML with one fixed rate.
     terms : dict, optional
         Further terms of the outer loss, as arguments of ``OuterTerms``: ``{"adversary": 0.1}``.
     domains : dict of str to int, optional
-        Speakers and corpora of the sources, for adversaries.
+        How many speakers ("speaker") and corpora ("corpus") the sources have, for adversaries.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or does not go with the others.
 
     References
     ----------
@@ -102,6 +109,7 @@ class MAML(nn.Module):
     def __init__(
         self,
         model: Model,
+        *,
         inner_steps: int = 5,
         adapt_steps: int = 10,
         adapt_rate: float | None = None,
@@ -119,34 +127,6 @@ class MAML(nn.Module):
         domains: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("rates", rates, RATES),
-            ("adapts", adapts, ADAPTS),
-            ("head", head, HEADS),
-            ("back_end", back_end, BACK_ENDS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {known}, not {value!r}")
-        check_steps(inner_steps=inner_steps, adapt_steps=adapt_steps)
-        if not inner_rate > 0:
-            raise ValueError(f"inner_rate must be above 0, not {inner_rate}")
-        if rehearsal and adapt_rate is None:
-            raise ValueError("rehearsal goes with adapting by Adam: set adapt_rate, e.g. to 1e-3")
-        if adapt_rate is not None and (adapts, head) != ("all", "learned"):
-            raise ValueError("adapt_rate tunes everything: leave adapts and head as they are")
-        if adapts == "backbone" and head == "prototypes":
-            raise ValueError("a head of prototypes adapts: adapts must be 'all' or 'head'")
-        plain = (rates, adapts, head, first_order_share, multi_step_share)
-        if back_end == "learn2learn" and plain != ("fixed", "all", "learned", 0, 0):
-            raise ValueError(
-                "learn2learn has plain MAML with one fixed rate: leave rates, adapts, head, "
-                "first_order_share and multi_step_share as they are, or use the native back end"
-            )
-        if back_end == "learn2learn" and model.body is not model:
-            raise ValueError(
-                "learn2learn adapts the whole model: let the front end adapt (adapts = true), or "
-                "use the native back end"
-            )
         self.model = model
         self.inner_steps = inner_steps
         self.adapt_steps = adapt_steps
@@ -164,34 +144,90 @@ class MAML(nn.Module):
         self.back_end = back_end
         self.stackable = back_end == "native"
         self.progress = 1.0
+        self._check_choices()
         if head == "prototypes":
-            model.head = nn.Linear(model.backbone.dim, model.classes)
+            model.head = nn.Linear(embedding_dim(model), model.classes)
         self.log_rates = nn.ParameterDict()
         if rates != "fixed":
             for name, value in self._own().items():
                 start = torch.full(self._rate_shape(value), inner_rate).log()
                 self.log_rates[name.replace(".", "/")] = nn.Parameter(start)
-        if head == "prototypes":  # each episode makes its own
+        if head == "prototypes":  # each episode makes its own head
             model.head.requires_grad_(False)
         self.terms = make_terms(model, terms, domains)
         self.hears_other = self.terms is not None and self.terms.contrast > 0
 
+    def _check_choices(self) -> None:
+        """Refuse arguments that are out of range or do not go together."""
+        for name, known in (
+            ("rates", RATES),
+            ("adapts", ADAPTS),
+            ("head", HEADS),
+            ("back_end", BACK_ENDS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(
+                    f"{name} must be one of {known}, not {value!r}: choose one of them"
+                )
+        check_steps(inner_steps=self.inner_steps, adapt_steps=self.adapt_steps)
+        if not self.inner_rate > 0:
+            raise ValueError(
+                f"inner_rate must be above 0, not {self.inner_rate}: take a step size such as 0.1"
+            )
+        if self.rehearsal and self.adapt_rate is None:
+            raise ValueError(
+                f"rehearsal must be 0 without adapt_rate, not {self.rehearsal}: set adapt_rate, "
+                "such as 1e-3, to adapt by Adam"
+            )
+        if self.adapt_rate is not None and (self.adapts, self.head) != ("all", "learned"):
+            raise ValueError(
+                "adapts must be 'all' and head 'learned' with adapt_rate, which tunes everything, "
+                f"not {self.adapts!r} and {self.head!r}: leave them as they are, or leave "
+                "adapt_rate out"
+            )
+        if self.adapts == "backbone" and self.head == "prototypes":
+            raise ValueError(
+                "adapts must be 'all' or 'head' with a head of prototypes, which adapts, not "
+                "'backbone': choose one of them, or set head = 'learned'"
+            )
+        if self.back_end == "learn2learn":
+            self._check_learn2learn()
+
+    def _check_learn2learn(self) -> None:
+        """Refuse what learn2learn cannot do."""
+        shares = (self.first_order_share, self.multi_step_share)
+        plain = (self.rates, self.adapts, self.head, *shares)
+        if plain != ("fixed", "all", "learned", 0, 0):
+            raise ValueError(
+                "back_end must be 'native' unless MAML is plain, with one fixed rate, not "
+                "'learn2learn': leave rates, adapts, head, first_order_share and multi_step_share "
+                "as they are, or use the native back end"
+            )
+        if self.model.body is not self.model:
+            raise ValueError(
+                "back_end must be 'native' for a front end that does not adapt, not 'learn2learn', "
+                "which adapts the whole model: let the front end adapt (adapts = true), or use the "
+                "native back end"
+            )
+
     def _rate_shape(self, value: Tensor) -> tuple[int, ...]:
+        """Return the shape of the learnt rates of a parameter."""
         return tuple(value.shape) if self.rates == "element" else (max(self.inner_steps, 1),)
 
     def _part(self) -> nn.Module:
-        """What the inner loop runs."""
+        """Return the module that the inner loop runs."""
         return self.model.head if self.adapts == "head" else self.model.body
 
     def _own(self) -> Parameters:
-        """The learnt parameters that the inner loop changes, by their names in ``_part``."""
+        """Return the learnt parameters that the inner loop changes, by their names in ``_part``."""
         own = adaptable(self._part())
         if self.adapts == "backbone":
             return {name: value for name, value in own.items() if not name.startswith("head.")}
         return own
 
     def _start(self, support: Batch) -> Parameters:
-        """Parameters before the first inner step."""
+        """Return the parameters before the first inner step."""
         start = expand(self._own(), support)
         if self.head == "prototypes":
             prefix = "" if self.adapts == "head" else "head."
@@ -202,28 +238,33 @@ class MAML(nn.Module):
         return start
 
     def _inputs(self, batch: Batch) -> Inputs:
+        """Return what ``_part`` takes of a batch."""
         return embed(self.model.body, batch) if self.adapts == "head" else batch.modalities
 
     def _rates(self, steps: int, start: Parameters) -> list[Rates]:
-        """Step sizes of each step."""
+        """Return the step sizes of each inner step."""
         if self.rates == "fixed":
             return [dict.fromkeys(start, self.inner_rate)] * steps
         rates = {name.replace("/", "."): value.exp() for name, value in self.log_rates.items()}
-        thawed = sorted(start.keys() - rates.keys())
-        if thawed:
+        without = sorted(start.keys() - rates.keys())
+        if without:
             raise ValueError(
-                f"{', '.join(thawed)} had no rate to learn, being frozen when the method was made: "
-                "thaw parameters before"
+                "parameters that adapt must not be frozen when the method is made, because a "
+                f"frozen one gets no rate, but {', '.join(without)} were: thaw parameters before"
             )
         if self.rates != "step":
             return [rates] * steps
         last = max(self.inner_steps, 1) - 1
         return [
-            {name: own[min(step, last)] for name, own in rates.items()} for step in range(steps)
+            {name: values[min(step, last)] for name, values in rates.items()}
+            for step in range(steps)
         ]
 
     def _step_weights(self, progress: float) -> list[float]:
-        """Weight of the query loss before the first and after each inner step; their sum is 1."""
+        """Return the weights of the query loss before the first and after each inner step.
+
+        There are ``inner_steps`` + 1 of them, and their sum is 1.
+        """
         if self.inner_steps == 0 or progress >= self.multi_step_share:
             return [0.0] * self.inner_steps + [1.0]
         early = (1 - progress / self.multi_step_share) / self.inner_steps
@@ -231,39 +272,41 @@ class MAML(nn.Module):
         return [0.0] + [early] * others + [1 - early * others]
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
-        """Query loss after adapting to the support set, and the further terms.
+        """Return the query loss after adapting to the support set, plus the further terms.
 
-        A scalar, or one value a task for a stack of episodes. ``progress``, the share of the
-        training that is over, is set by the outer loop.
+        It is a scalar, or one value per task for a stack of episodes. The outer loop sets
+        ``progress`` to the share of the training that is over.
         """
         own = self.validation_loss(episode)
         return own if self.terms is None else own + self.terms(self.model, episode, self.progress)
 
     def validation_loss(self, episode: EpisodeBatch) -> Tensor:
-        """Query loss after adapting to the support set, differentiable in the initialisation."""
+        """Return the query loss after adapting, differentiable in the initialisation."""
         if self.back_end == "learn2learn":
             return self._learn2learn_loss(episode)
         changes = self.training and (self.first_order_share or self.multi_step_share)
         progress = self.progress if changes else 1.0
         differentiated = self.second_order and torch.is_grad_enabled()
-        labelled, asked = (heard(self.model, batch) for batch in (episode.support, episode.query))
-        part, start = self._part(), self._start(labelled)
-        support, query = self._inputs(labelled), self._inputs(asked)
+        support, query = (heard(self.model, batch) for batch in (episode.support, episode.query))
+        part, start = self._part(), self._start(support)
+        support_inputs, query_inputs = self._inputs(support), self._inputs(query)
         path = descend(
-            lambda own: task_loss(part, own, labelled, support),
+            lambda adapted: task_loss(part, adapted, support, support_inputs),
             start,
             self._rates(self.inner_steps, start),
-            differentiated and progress >= self.first_order_share,
-            self.checkpoint_steps,
-            part,
+            second_order=differentiated and progress >= self.first_order_share,
+            checkpoint=self.checkpoint_steps,
+            module=part,
         )
-        return sum(
-            weight * task_loss(part, adapted, asked, query)
+        losses = (
+            weight * task_loss(part, adapted, query, query_inputs)
             for weight, adapted in zip(self._step_weights(progress), chain([start], path))
             if weight > 0
         )
+        return reduce(torch.add, losses)
 
     def _learn2learn_loss(self, episode: EpisodeBatch) -> Tensor:
+        """Return the query loss after learn2learn has adapted the model."""
         from metaser.methods.learn2learn import maml
 
         learner = maml()(
@@ -293,7 +336,7 @@ class MAML(nn.Module):
         self.sources = sources
 
     def adapt(self, support: Batch) -> Predictor:
-        """Adapt to labelled clips of a language; the method itself stays as it is."""
+        """Adapt to labelled clips of a language; the method itself does not change."""
         check_support(support)
         if self.adapt_rate is not None:
             steps, rate = self.adapt_steps, self.adapt_rate
@@ -303,7 +346,7 @@ class MAML(nn.Module):
             support = heard(self.model, support)
             start, inputs = self._start(support), self._inputs(support)
         adapted = gradient_descent(
-            lambda own: task_loss(part, own, support, inputs),
+            lambda tuned: task_loss(part, tuned, support, inputs),
             start,
             self._rates(self.adapt_steps, start),
         )

@@ -1,11 +1,11 @@
-"""Meta-learning for domain generalisation: a step on one corpus should help on another."""
+"""Meta-learning for domain generalisation (MLDG): a step on one corpus should help on another."""
 
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
+from metaser.contracts import Predictor
 from metaser.methods.fine_tune import tune_all
 from metaser.methods.inner_loop import (
-    Predictor,
     adaptable,
     check_steps,
     check_support,
@@ -20,7 +20,7 @@ from metaser.model import Model
 class MLDG(nn.Module):
     """Train so that a gradient step on some domains lowers the loss on others.
 
-    The domains are the source tasks: in training the support set comes from one task and the
+    The domains are the source tasks. In training, the support set comes from one task and the
     query set from another (``pairs_tasks``).
 
     Parameters
@@ -34,9 +34,15 @@ class MLDG(nn.Module):
     second_order : bool
         Differentiate through the virtual step, as the paper does.
     steps : int
-        Fine-tuning steps on the support set of a new language; 0 leaves the model as it is.
+        Fine-tuning steps on the support set of a new language, at least 0; 0 leaves the model as
+        it is.
     rate : float
-        Highest fine-tuning rate of the cyclic schedule.
+        Highest rate of the cyclic schedule of fine-tuning.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
 
     References
     ----------
@@ -45,6 +51,8 @@ class MLDG(nn.Module):
     """
 
     ADAPTATION = frozenset({"steps", "rate"})
+    """Arguments that matter only after training."""
+
     stackable = True
     pairs_tasks = True
 
@@ -60,9 +68,13 @@ class MLDG(nn.Module):
         super().__init__()
         check_steps(steps=steps)
         if not inner_rate > 0:
-            raise ValueError(f"inner_rate must be above 0, not {inner_rate}")
+            raise ValueError(
+                f"inner_rate must be above 0, not {inner_rate}: take a step size such as 0.1"
+            )
         if weight < 0:
-            raise ValueError(f"weight must be at least 0, not {weight}")
+            raise ValueError(
+                f"weight must be at least 0, not {weight}: take 0 to leave the other domain out"
+            )
         self.model = model
         self.inner_rate = inner_rate
         self.weight = weight
@@ -71,24 +83,24 @@ class MLDG(nn.Module):
         self.rate = rate
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
-        """Support loss, plus the weighted query loss after a step on the support set.
+        """Return the support loss, plus the weighted query loss after a step on the support set.
 
-        A scalar, or one value a task for a stack of episodes.
+        It is a scalar, or one value per task for a stack of episodes.
         """
         body = self.model.body
         support, query = (heard(self.model, batch) for batch in (episode.support, episode.query))
         start = expand(adaptable(body), support)
-        moved = gradient_descent(
-            lambda own: task_loss(body, own, support),
+        stepped = gradient_descent(
+            lambda parameters: task_loss(body, parameters, support),
             start,
             [dict.fromkeys(start, self.inner_rate)],
             second_order=self.second_order,
             module=body,
         )
-        here = task_loss(body, start, support)
-        return here + self.weight * task_loss(body, moved, query)
+        support_loss = task_loss(body, start, support)
+        return support_loss + self.weight * task_loss(body, stepped, query)
 
     def adapt(self, support: Batch) -> Predictor:
-        """Fine-tune on labelled clips of a language; the method itself stays as it is."""
+        """Fine-tune on labelled clips of a language; the method itself does not change."""
         check_support(support)
         return tune_all(self.model, support, self.steps, self.rate)

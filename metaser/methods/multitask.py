@@ -1,26 +1,35 @@
-"""Multitask learning over emotions: MultiSER."""
+"""Multitask learning: every emotion is a task of its own (MultiSER)."""
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from metaser.batch import Batch, EpisodeBatch
+from metaser.contracts import Predictor
 from metaser.methods.fine_tune import tune_head
-from metaser.methods.inner_loop import Predictor, call, check_steps, check_support, is_stack
+from metaser.methods.inner_loop import (
+    call,
+    check_steps,
+    check_support,
+    embedding_dim,
+    is_stack,
+)
 from metaser.model import Model
 
 
 class ClassHeads(nn.Module):
-    """One small one-against-the-rest network a class, on a shared embedding.
+    """One small network per class on a shared embedding, which scores the class against the rest.
 
     Parameters
     ----------
     dim : int
-        Width of the embedding.
+        Length of the embedding.
     classes : int
-        Networks, one score each.
+        Number of classes, and so of networks.
     hidden : int
-        Width of each network's dense layer.
+        Width of the dense layer of each network.
     """
 
     def __init__(self, dim: int, classes: int, hidden: int) -> None:
@@ -34,30 +43,35 @@ class ClassHeads(nn.Module):
         return self.score(torch.relu(self.dense(embedding)).unsqueeze(-1)).squeeze(-1)
 
     def spread(self) -> Tensor:
-        """Mean squared distance of the classes' dense layers from their mean."""
+        """Return the mean squared distance of the classes' dense layers from their mean."""
         weights = self.dense.weight.unflatten(0, (self.classes, -1))
         return (weights - weights.mean(dim=0)).square().sum(dim=(1, 2)).mean()
 
 
 class Multitask(nn.Module):
-    """Every emotion is a task of its own; the tasks share the backbone.
+    """Learn to tell each emotion from the rest; the emotions share the backbone.
 
-    The paper trains the emotions in turn and shares parameters softly; one step here takes a whole
-    turn, and the dense layers of the emotions are pulled towards their mean. On a new language
+    The paper trains the emotions in turn, and ties their parameters together softly. Here one step
+    trains all emotions, and their dense layers are pulled towards their mean. On a new language,
     the dense layers are fine-tuned while the backbone is frozen.
 
     Parameters
     ----------
     model : Model
-        Its backbone is used; its head is replaced by one network a class.
+        Its backbone is used; its head is replaced by ``ClassHeads``.
     hidden : int
-        Width of each class's dense layer; the released code of the paper has 64.
+        Width of the dense layer of each class; the released code of the paper has 64.
     sharing : float
         Weight of the pull between the classes' dense layers, at least 0.
     steps : int
-        Fine-tuning steps on the support set.
+        Fine-tuning steps on the support set, at least 0.
     rate : float
-        Highest fine-tuning rate of the cyclic schedule.
+        Highest rate of the cyclic schedule of fine-tuning.
+
+    Raises
+    ------
+    ValueError
+        If ``steps`` is below 0.
 
     References
     ----------
@@ -81,26 +95,29 @@ class Multitask(nn.Module):
         super().__init__()
         check_steps(steps=steps)
         self.model = model
-        self.model.head = ClassHeads(model.backbone.dim, model.classes, hidden)
+        self.model.head = ClassHeads(embedding_dim(model), model.classes, hidden)
         self.sharing = sharing
         self.steps = steps
         self.rate = rate
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
-        """Mean binary cross-entropy of the classes, and the pull between their dense layers."""
+        """Return the mean binary cross-entropy of the classes, plus the pull between them."""
         batch = episode.joined()
         scores = call(self.model, {}, batch.modalities, is_stack(batch))
         loss = _one_against_rest(scores, batch.targets, batch.classes)
-        return loss + self.sharing * self.model.head.spread()
+        return loss + self.sharing * cast(ClassHeads, self.model.head).spread()
 
     def adapt(self, support: Batch) -> Predictor:
-        """Fine-tune the dense layers on labelled clips; the method itself stays as it is."""
+        """Fine-tune the dense layers on labelled clips; the method itself does not change."""
         check_support(support)
-        return tune_head(self.model, support, _one_against_rest, self.steps, self.rate)
+        return tune_head(self.model, support, _one_against_rest, steps=self.steps, rate=self.rate)
 
 
 def _one_against_rest(scores: Tensor, targets: Tensor, classes: Tensor) -> Tensor:
-    """Mean binary cross-entropy over clips and the classes that a task has, one value a task."""
-    wanted = functional.one_hot(targets, scores.shape[-1]).to(scores.dtype)
-    each = functional.binary_cross_entropy_with_logits(scores, wanted, reduction="none")
-    return (each.mean(dim=-2) * classes).sum(dim=-1) / classes.sum(dim=-1)
+    """Return the mean binary cross-entropy over clips and the classes that a task has.
+
+    It is a scalar, or one value per task for a stack.
+    """
+    members = functional.one_hot(targets, scores.shape[-1]).to(scores.dtype)
+    losses = functional.binary_cross_entropy_with_logits(scores, members, reduction="none")
+    return (losses.mean(dim=-2) * classes).sum(dim=-1) / classes.sum(dim=-1)

@@ -1,31 +1,39 @@
-"""MultiSER as the paper's released code has it, which differs from the paper."""
+"""MultiSER as in the released code of its paper, which differs from the paper."""
 
 import copy
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from metaser.batch import Batch, EpisodeBatch, join
+from metaser.contracts import Predictor
 from metaser.machine import device_of, generators
-from metaser.methods.inner_loop import Predictor, check_steps, check_support, heard, predictor
+from metaser.methods.inner_loop import (
+    check_steps,
+    check_support,
+    embedding_dim,
+    heard,
+    predictor,
+)
 from metaser.model import Model
 
 
 class BinaryHeads(nn.Module):
-    """A dense layer that all emotions share, and a network for each that says no or yes.
+    """A dense layer that all emotions share, then one network per emotion that says no or yes.
 
     Parameters
     ----------
     dim : int
-        Width of the embedding.
+        Length of the embedding.
     classes : int
-        Emotions.
+        Number of emotions.
     shared : int
-        Width of the shared layer, without activation.
+        Width of the shared layer, which has no activation.
     hidden : int
-        Width of each emotion's dense layer, before BatchNorm and ReLU.
+        Width of the dense layer of each emotion, before BatchNorm and ReLU.
     """
 
     def __init__(self, dim: int, classes: int, shared: int = 128, hidden: int = 64) -> None:
@@ -39,28 +47,34 @@ class BinaryHeads(nn.Module):
         )
 
     def answers(self, embedding: Tensor, emotion: int) -> Tensor:
-        """Logits (clips, 2) of an emotion's no and yes."""
-        return self.emotions[emotion](self.shared(embedding))
+        """Return logits (clips, 2) of no and yes for one emotion, given by its index."""
+        logits: Tensor = self.emotions[emotion](self.shared(embedding))
+        return logits
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Return (clips, classes): the logarithm of each emotion's probability of yes."""
-        every = [self.answers(embedding, k).log_softmax(dim=1)[:, 1] for k in range(self.classes)]
-        return torch.stack(every, dim=1)
+        scores = [
+            self.answers(embedding, emotion).log_softmax(dim=1)[:, 1]
+            for emotion in range(self.classes)
+        ]
+        return torch.stack(scores, dim=1)
 
     @property
     def classes(self) -> int:
-        """How many emotions there are."""
+        """Number of emotions."""
         return len(self.emotions)
 
 
 class MultitaskReleased(nn.Module):
-    """Emotions are binary tasks; every step trains one of them, drawn at random.
+    """Every emotion is a binary task; every step trains one of them, drawn at random.
 
-    A new language's clips join the pool of source clips, on which the whole network goes on
-    training by plain gradient descent: nothing is frozen, and nothing weighs the few new clips
-    more than as many of the sources. What differs from the released code: training on the sources
-    comes first and its outer loop is that of all methods (Adam, episodes of one corpus each,
-    instead of SGD on batches of 512 from the pool), and no epoch is chosen by the test set.
+    To adapt, the clips of the new language join the pool of source clips, and the whole network is
+    trained on by plain gradient descent. Nothing is frozen, and a new clip weighs no more than a
+    source clip.
+
+    Three things differ from the released code. Training on the sources comes first. Its outer loop
+    is that of all methods here: Adam and episodes of one corpus each, not SGD and batches of 512
+    clips from the pool. And no epoch is chosen by the test set.
 
     Parameters
     ----------
@@ -71,7 +85,12 @@ class MultitaskReleased(nn.Module):
     rate : float
         Step size when adapting.
     batch_size : int
-        Clips of the pool a step.
+        Clips of the pool per step.
+
+    Raises
+    ------
+    ValueError
+        If ``steps`` is below 0.
 
     References
     ----------
@@ -90,14 +109,14 @@ class MultitaskReleased(nn.Module):
         super().__init__()
         check_steps(steps=steps)
         self.model = model
-        self.model.head = BinaryHeads(model.backbone.dim, model.classes)
+        self.model.head = BinaryHeads(embedding_dim(model), model.classes)
         self.steps = steps
         self.rate = rate
         self.batch_size = batch_size
         self.sources: list[Batch] = []
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
-        """Cross-entropy of one emotion's no and yes while training, else the mean over all."""
+        """Return the cross-entropy of no and yes: of one emotion while training, else of all."""
         batch = episode.joined()
         if self.training:
             return _binary_losses(self.model, batch, [_drawn(batch.classes)]).sum()
@@ -105,19 +124,19 @@ class MultitaskReleased(nn.Module):
         return (losses * batch.classes).sum() / batch.classes.sum()
 
     def fit(self, sources: list[Batch]) -> None:
-        """Keep the labelled clips of the source tasks, the pool that adapting trains on."""
+        """Keep the labelled clips of the source tasks for the pool that adapting trains on."""
         self.sources = sources
 
     def adapt(self, support: Batch) -> Predictor:
-        """Train on with the labelled clips in the pool; the method itself stays as it is."""
+        """Train on, with the labelled clips in the pool; the method itself does not change."""
         check_support(support)
         model = copy.deepcopy(self.model).train()
         body = model.body
         with torch.no_grad():
             pool = heard(model, join([support, *self.sources]))
         optimiser = torch.optim.SGD(body.parameters(), lr=self.rate)
-        own = generators(device_of(self))
-        with torch.random.fork_rng(devices=own), torch.enable_grad():
+        forked = generators(device_of(self))
+        with torch.random.fork_rng(devices=forked), torch.enable_grad():
             torch.manual_seed(0)
             for _ in range(self.steps):
                 batch = pool[torch.randperm(len(pool))[: self.batch_size]]
@@ -128,16 +147,16 @@ class MultitaskReleased(nn.Module):
 
 
 def _drawn(classes: Tensor) -> int:
-    """One of the classes that are there, all equally likely."""
-    there = classes.nonzero().flatten()
-    return int(there[torch.randint(len(there), (1,))])
+    """Return the index of a class that the task has, all equally likely."""
+    present = classes.nonzero().flatten()
+    return int(present[torch.randint(len(present), (1,))])
 
 
 def _binary_losses(model: Model, batch: Batch, emotions: Iterable[int]) -> Tensor:
-    """Cross-entropy of no and yes, of each of some emotions."""
-    embedding = model.embed(batch.modalities)
+    """Return the cross-entropy (emotions,) of no and yes for each of some emotions."""
+    heads, embedding = cast(BinaryHeads, model.head), model.embed(batch.modalities)
     losses = [
-        cross_entropy(model.head.answers(embedding, k), (batch.targets == k).long())
-        for k in emotions
+        cross_entropy(heads.answers(embedding, emotion), (batch.targets == emotion).long())
+        for emotion in emotions
     ]
     return torch.stack(losses)

@@ -1,11 +1,13 @@
-"""Further terms of the outer loss: adversaries, contrast over languages, reconstruction.
+"""Terms of the outer loss: adversaries, contrast over languages, reconstruction.
 
-They look at the embeddings of an episode's clips under the learnt initialisation. The inner loop
-and the adaptation to a new language never see them.
+They are computed on the embeddings of an episode's clips by the learnt initialisation. The inner
+loop and the adaptation to a new language do not see them.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,60 +16,65 @@ from torch.nn import functional
 from metaser.batch import Batch, EpisodeBatch, join
 from metaser.losses import gradient_reversal, reversal_ramp, supervised_contrast
 from metaser.machine import sum_over_processes
-from metaser.methods.inner_loop import embed, flatten_tasks, is_stack
+from metaser.methods.inner_loop import embed, embedding_dim, flatten_tasks, is_stack
 from metaser.model import Model
 from metaser.naming import nearest
 
 PROJECTION = 64
-"""Width in which embeddings are compared."""
+"""Length of the projected embeddings that the contrast compares."""
 
 SMALLEST_SPREAD = 1e-3
-"""Of a channel of the embeddings, for the adversaries: one that is nearly constant stays small."""
+"""Added to the deviation of each channel, so that a nearly constant channel stays small."""
 
 
 class OuterTerms(nn.Module):
-    """What is added to a method's loss while it trains.
+    """Terms that are added to a method's loss while it trains.
 
-    With L the method's own loss, the model minimises
+    With L for the method's own loss, the model minimises
 
         L - adversary ramp (balance L_speaker + (1 - balance) L_corpus)
           + contrast L_contrast + reconstruction L_reconstruction
 
-    while the adversaries, one small network each, minimise L_speaker and L_corpus, the
-    cross-entropies of telling from an embedding who speaks and in which corpus (domain-adversarial
+    The adversaries are one small network each. They minimise L_speaker and L_corpus, the
+    cross-entropies of telling the speaker and the corpus from an embedding (domain-adversarial
     training, DANN). L_contrast is the supervised contrastive loss of a projection of the
-    embeddings, over the episode's clips and as many of another source task, so that clips of a
-    class are drawn together across languages. L_reconstruction is the error of the backbone's
-    autoencoder.
+    embeddings, over the episode's clips and clips of another source task. It draws clips of one
+    class together across languages. L_reconstruction is the error of the backbone's autoencoder.
 
-    An adversary that lags behind is deceived, and the next one that looks finds all that was to be
-    hidden. Hence the adversaries take further steps of their own before each outer step
-    (``catch_up``), on embeddings that are standardised, so that nothing hides by being small.
+    A model can deceive an adversary that learns too slowly, without hiding anything from others.
+    Hence the adversaries take steps of their own before each outer step (``catch_up``). Their
+    embeddings are standardised, so that the model cannot hide something by making it small.
 
     Parameters
     ----------
     model : Model
-        Whose embeddings; not kept.
+        The model whose embeddings are used; not kept.
     domains : dict of str to int
         How many speakers ("speaker") and corpora ("corpus") the sources have.
     adversary : float
         Weight of the adversaries, at least 0; it grows along ``losses.reversal_ramp``.
     balance : float
-        Share of the speaker adversary in [0, 1]; 0 goes without it, 1 without that of the corpus.
+        Share of the speaker adversary, in [0, 1]. 0 leaves it out, 1 leaves out the one of the
+        corpus.
     adversary_steps : int
-        Gradient steps of the adversaries before each outer step, at least 0; 0 is plain DANN,
-        whose adversaries move once with the network.
+        Gradient steps of the adversaries before each outer step, at least 0. 0 is plain DANN, whose
+        adversaries are trained by the outer step alone.
     adversary_rate : float
         Size of these steps, above 0.
     hidden : int
-        Width of the adversaries' hidden layer.
+        Width of the hidden layer of each adversary.
     contrast : float
         Weight of the contrastive loss, at least 0.
     temperature : float
-        Of the contrastive loss, above 0.
+        Temperature of the contrastive loss, above 0.
     reconstruction : float
-        Weight of the reconstruction, at least 0, where the backbone has a
-        ``reconstruction_error(**modalities)``, one value a clip; other backbones go without.
+        Weight of the reconstruction, at least 0. It counts only if the backbone has
+        ``reconstruction_error(**modalities)``, which returns one value per clip.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
 
     References
     ----------
@@ -77,10 +84,14 @@ class OuterTerms(nn.Module):
     ICASSP 2021 (the two adversaries and their balance).
     """
 
+    centre: Tensor  # (dim,) mean and, below, deviation of the embeddings, for the adversaries
+    spread: Tensor
+
     def __init__(
         self,
         model: Model,
         domains: dict[str, int],
+        *,
         adversary: float = 0.0,
         balance: float = 0.5,
         adversary_steps: int = 10,
@@ -98,12 +109,12 @@ class OuterTerms(nn.Module):
             ("reconstruction", reconstruction),
         ):
             if value < 0:
-                raise ValueError(f"{name} must be at least 0, not {value}")
+                raise ValueError(f"{name} must be at least 0, not {value}: take 0 to go without")
         if not 0 <= balance <= 1:
-            raise ValueError(f"balance must be in [0, 1], not {balance}")
+            raise ValueError(f"balance must be in [0, 1], not {balance}: take a share such as 0.5")
         for name, value in (("temperature", temperature), ("adversary_rate", adversary_rate)):
             if not value > 0:
-                raise ValueError(f"{name} must be above 0, not {value}")
+                raise ValueError(f"{name} must be above 0, not {value}: take a number such as 0.1")
         self.adversary = adversary
         self.adversary_steps = adversary_steps
         self.adversary_rate = adversary_rate
@@ -112,7 +123,7 @@ class OuterTerms(nn.Module):
         self.reconstruction = reconstruction
         shares = {"speaker": balance, "corpus": 1 - balance} if adversary else {}
         self.shares = {name: share for name, share in shares.items() if share}
-        dim = model.backbone.dim
+        dim = embedding_dim(model)
         self.adversaries = nn.ModuleDict(
             {name: _dense(dim, hidden, domains[name]) for name in self.shares if name in domains}
         )
@@ -122,20 +133,27 @@ class OuterTerms(nn.Module):
         self.projection = _dense(dim, dim, PROJECTION) if contrast else None
 
     def extra_repr(self) -> str:
-        """Name the weights, which a checkpoint must agree on."""
-        own = ("adversary", "shares", "adversary_steps", "adversary_rate", "contrast")
-        own += ("temperature", "reconstruction")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in own)
+        """Return the weights as text; those of a checkpoint must be the same."""
+        names = (
+            "adversary",
+            "shares",
+            "adversary_steps",
+            "adversary_rate",
+            "contrast",
+            "temperature",
+            "reconstruction",
+        )
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def forward(self, model: Model, episode: EpisodeBatch, progress: float) -> Tensor:
-        """The sum of the terms: a scalar, or one value a task for a stack of episodes.
+        """Return the sum of the terms: a scalar, or one value per task for a stack of episodes.
 
         Parameters
         ----------
         model : Model
-            Whose embeddings.
+            The model whose embeddings are used.
         episode : EpisodeBatch
-            With ``domains`` for the adversaries and ``other`` for the contrast.
+            With ``domains`` in its batches for the adversaries, and ``other`` for the contrast.
         progress : float
             Share of the training that is over, in [0, 1].
 
@@ -149,31 +167,32 @@ class OuterTerms(nn.Module):
         total = embeddings.new_zeros(clips.targets.shape[:-1])
         if self.adversary:
             strength = self.adversary * reversal_ramp(progress)
-            told = self._domains_told(gradient_reversal(embeddings, strength), clips.domains)
-            total = total + told.mean(dim=-1)
-        if self.contrast:
-            seen = self.projection(embeddings)
+            losses = self._domain_losses(gradient_reversal(embeddings, strength), clips.domains)
+            total = total + losses.mean(dim=-1)
+        if self.projection is not None:
+            projected = self.projection(embeddings)
             total = total + self.contrast * supervised_contrast(
-                seen, clips.targets, self.temperature
+                projected, clips.targets, self.temperature
             )
-        if self.reconstruction and hasattr(model.backbone, "reconstruction_error"):
-            total = total + self.reconstruction * _reconstruction(model, clips)
+        error = getattr(model.backbone, "reconstruction_error", None)
+        if self.reconstruction and error is not None:
+            total = total + self.reconstruction * _reconstruction(error, model, clips)
         return total
 
     def catch_up(self, model: Model, episodes: Sequence[EpisodeBatch], total: int) -> None:
-        """Let the adversaries learn from the clips of an outer step; the model stays as it is.
+        """Train the adversaries on the clips of an outer step; the model does not change.
 
-        Takes ``adversary_steps`` steps of gradient descent in the mean of L_speaker and L_corpus
-        over episodes, after setting how embeddings are standardised.
+        First it sets how embeddings are standardised. Then it takes ``adversary_steps`` steps of
+        gradient descent in the mean of L_speaker and L_corpus over the episodes.
 
         Parameters
         ----------
         model : Model
-            Whose embeddings, as they are while training.
+            The model whose embeddings are used, in its state while training.
         episodes : sequence of EpisodeBatch
-            Of this process.
+            The episodes of this process.
         total : int
-            Episodes of all processes, which take the same steps.
+            Number of episodes of all processes, which take the same steps.
 
         Raises
         ------
@@ -182,33 +201,35 @@ class OuterTerms(nn.Module):
         """
         if not (self.adversaries and self.adversary_steps):
             return
-        heard = [self._clips(episode) for episode in episodes]
+        batches = [self._clips(episode) for episode in episodes]
         none = self.centre.new_zeros(0)  # a process without episodes takes the same steps
         with torch.no_grad():
-            found = [embed(model, clips) for clips in heard]
-        embeddings = torch.cat([none.view(0, len(self.centre)), *found])
-        weights = torch.cat([none, *(none.new_full((len(c),), 1 / len(c) / total) for c in heard)])
+            embedded = [embed(model, batch) for batch in batches]
+        embeddings = torch.cat([none.view(0, len(self.centre)), *embedded])
+        weights = torch.cat(
+            [none, *(none.new_full((len(batch),), 1 / len(batch) / total) for batch in batches)]
+        )
         domains = {
-            name: torch.cat([none.long(), *(clips.domains[name] for clips in heard)])
+            name: torch.cat([none.long(), *(batch.domains[name] for batch in batches)])
             for name in self.adversaries
         }
         self._standardise(embeddings, weights)
-        values = list(self.adversaries.parameters())
+        parameters = list(self.adversaries.parameters())
         for _ in range(self.adversary_steps):
-            loss = self._domains_told(embeddings, domains) @ weights
+            loss = self._domain_losses(embeddings, domains) @ weights
             if not loss.isfinite():
                 raise FloatingPointError(
-                    f"the loss of the adversaries is {loss.item()}: lower adversary_rate, which is "
-                    f"{self.adversary_rate}"
+                    f"the loss of the adversaries must be finite, not {loss.item()}: lower "
+                    f"adversary_rate, which is {self.adversary_rate}"
                 )
-            slopes = torch.autograd.grad(loss, values)
-            sum_over_processes(slopes)
+            gradients = torch.autograd.grad(loss, parameters)
+            sum_over_processes(gradients)
             with torch.no_grad():
-                for value, slope in zip(values, slopes):
-                    value -= self.adversary_rate * slope
+                for parameter, gradient in zip(parameters, gradients):
+                    parameter.sub_(self.adversary_rate * gradient)
 
     def _standardise(self, embeddings: Tensor, weights: Tensor) -> None:
-        """Take the mean and deviation of embeddings (clips, dim), whose weights add up to 1."""
+        """Keep mean and deviation of embeddings (clips, dim), whose weights (clips,) sum to 1."""
         moments = torch.stack([weights @ embeddings, weights @ embeddings.square()])
         sum_over_processes([moments])
         mean, square = moments
@@ -216,53 +237,65 @@ class OuterTerms(nn.Module):
         self.spread.copy_((square - mean.square()).clamp(min=0).sqrt() + SMALLEST_SPREAD)
 
     def _clips(self, episode: EpisodeBatch) -> Batch:
-        """The clips of an episode that the terms hear."""
+        """Return the clips of an episode that the terms are computed on."""
         sides = [episode.support, episode.query]
         if self.contrast:
             if episode.other is None:
                 raise ValueError(
-                    "contrast over languages needs clips of another source task: set "
-                    "EpisodeBatch.other, as training does, or contrast = 0"
+                    "the episode must have clips of another source task for the contrast, not "
+                    "none: set EpisodeBatch.other, as training does, or contrast = 0"
                 )
             sides.append(episode.other)
         return join(sides)
 
-    def _domains_told(self, embeddings: Tensor, domains: dict[str, Tensor]) -> Tensor:
-        """Weighted cross-entropy of the adversaries, (..., clips)."""
-        total = 0.0
-        seen = (embeddings - self.centre) / self.spread
+    def _domain_losses(self, embeddings: Tensor, domains: dict[str, Tensor]) -> Tensor:
+        """Return the cross-entropy (..., clips) of the adversaries, weighted by their shares."""
+        losses = []
+        standardised = (embeddings - self.centre) / self.spread
         for name, share in self.shares.items():
             if name not in self.adversaries or name not in domains:
                 remedy = "balance = 0" if name == "speaker" else "balance = 1"
                 raise ValueError(
-                    f"the {name} adversary needs the {name} of every clip and how many there are: "
-                    f"give Batch.domains[{name!r}] and domains = {{{name!r}: …}}, or go without it "
-                    f"by {remedy}"
+                    f"the {name} adversary must have the {name} of every clip and how many there "
+                    f"are, not only one or none of them: give Batch.domains[{name!r}] and domains "
+                    f"= {{{name!r}: …}}, or leave the adversary out by {remedy}"
                 )
-            scores, numbers = self.adversaries[name](seen), domains[name]
-            each = functional.cross_entropy(
+            scores, numbers = self.adversaries[name](standardised), domains[name]
+            unweighted = functional.cross_entropy(
                 scores.flatten(0, -2), numbers.flatten(), reduction="none"
             )
-            total = total + share * each.view(numbers.shape)
-        return total
+            losses.append(share * unweighted.view(numbers.shape))
+        return reduce(torch.add, losses)
 
 
 def make_terms(
-    model: Model, terms: dict[str, float] | None, domains: dict[str, int] | None
+    model: Model, terms: Mapping[str, Any] | None, domains: dict[str, int] | None
 ) -> OuterTerms | None:
-    """The terms that a method's argument ``terms`` names; None if it names none.
+    """Return the terms that a method's argument ``terms`` asks for; None if it asks for none.
+
+    Parameters
+    ----------
+    model : Model
+        The model whose embeddings are used.
+    terms : dict, optional
+        Arguments of ``OuterTerms`` by name.
+    domains : dict of str to int, optional
+        How many speakers ("speaker") and corpora ("corpus") the sources have.
 
     Raises
     ------
     ValueError
-        If it names something else; the message gives the nearest known name.
+        If there is no such argument (the message names the nearest one), or it is out of range.
     """
     if not terms:
         return None
     known = list(inspect.signature(OuterTerms).parameters)[2:]
     for name in terms:
         if name not in known:
-            raise ValueError(f"terms has no {name!r}.{nearest(name, known)} It has {known}")
+            raise ValueError(
+                f"terms must be of {', '.join(known)}, not {name!r}.{nearest(name, known)} "
+                "Choose among these"
+            )
     return OuterTerms(model, domains or {}, **terms)
 
 
@@ -270,9 +303,9 @@ def _dense(dim: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
-def _reconstruction(model: Model, clips: Batch) -> Tensor:
-    """Mean error of the backbone's autoencoder over the clips of a task."""
+def _reconstruction(error: Callable[..., Tensor], model: Model, clips: Batch) -> Tensor:
+    """Return the mean of ``error`` over the clips, a scalar or one value per task."""
     modalities = flatten_tasks(clips.modalities) if is_stack(clips) else clips.modalities
     if model.frontend is not None:
         modalities = {**modalities, "audio": model.frontend(modalities["audio"])}
-    return model.backbone.reconstruction_error(**modalities).view(clips.targets.shape).mean(dim=-1)
+    return error(**modalities).view(clips.targets.shape).mean(dim=-1)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch, Padded
+from metaser.contracts import Predictor
 from metaser.losses import cross_entropy
 from metaser.methods.inner_loop import (
-    Predictor,
     check_support,
     embed,
     present_classes,
@@ -32,7 +32,9 @@ class ProtoNet(nn.Module):
     Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017.
     """
 
-    ADAPTATION = frozenset()
+    ADAPTATION: frozenset[str] = frozenset()
+    """Arguments that matter only after training: none."""
+
     stackable = True
 
     def __init__(self, model: Model) -> None:
@@ -41,13 +43,13 @@ class ProtoNet(nn.Module):
         self.model.head = nn.Identity()
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
-        """Cross-entropy of the query clips, a scalar or one value a task for a stack."""
+        """Return the cross-entropy of the query clips, a scalar or one value per task."""
         centres = prototypes(embed(self.model, episode.support), episode.support)
         scores = _scores(embed(self.model, episode.query), centres)
         return cross_entropy(scores, episode.query.targets, present_classes(episode.support))
 
     def adapt(self, support: Batch) -> Predictor:
-        """Take the class means of labelled clips; the method itself stays as it is."""
+        """Take the class means of labelled clips; the method itself does not change."""
         check_support(support)
         model, present = copy.deepcopy(self.model).eval(), present_classes(support)
         with torch.no_grad():
@@ -62,8 +64,9 @@ class ProtoNet(nn.Module):
 
 
 def _scores(embeddings: Tensor, centres: Tensor) -> Tensor:
-    """Negative squared Euclidean distances (..., clips, classes), in the mean over dimensions.
+    """Return the negative mean squared difference to each class mean, (..., clips, classes).
 
-    The mean keeps the scores in the range of a softmax whatever the width of the backbone.
+    The mean over dimensions, not the sum, keeps the scores in a range that suits a softmax, however
+    long the embeddings are.
     """
     return -torch.cdist(embeddings, centres).square() / embeddings.shape[-1]

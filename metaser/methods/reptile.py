@@ -1,12 +1,14 @@
 """Reptile: move the initialisation towards where plain training on a task leads."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
+from metaser.contracts import Predictor
 from metaser.methods.inner_loop import (
     Parameters,
-    Predictor,
     adaptable,
     check_steps,
     check_support,
@@ -22,7 +24,7 @@ from metaser.model import Model
 class Reptile(nn.Module):
     """First-order meta-learning that needs no query set while it trains.
 
-    It trains what its inner loop changes: a front end that does not adapt stays as it was.
+    It trains only what its inner loop changes. A front end that does not adapt is not trained.
 
     Parameters
     ----------
@@ -35,12 +37,19 @@ class Reptile(nn.Module):
     inner_rate : float
         Step size of both, above 0.
 
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+
     References
     ----------
     Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", arXiv:1803.02999.
     """
 
     ADAPTATION = frozenset({"adapt_steps"})
+    """Arguments that matter only after training."""
+
     stackable = True
 
     def __init__(
@@ -49,21 +58,25 @@ class Reptile(nn.Module):
         super().__init__()
         check_steps(inner_steps=inner_steps, adapt_steps=adapt_steps)
         if not inner_rate > 0:
-            raise ValueError(f"inner_rate must be above 0, not {inner_rate}")
+            raise ValueError(
+                f"inner_rate must be above 0, not {inner_rate}: take a step size such as 0.1"
+            )
         self.model = model
         self.inner_steps = inner_steps
         self.adapt_steps = adapt_steps
         self.inner_rate = inner_rate
 
     def _descend(self, start: Parameters, batch: Batch, steps: int) -> Parameters:
+        """Return the parameters after some gradient steps on a batch."""
         rates = [dict.fromkeys(start, self.inner_rate)] * steps
-        return gradient_descent(lambda own: task_loss(self.model.body, own, batch), start, rates)
+        body = self.model.body
+        return gradient_descent(lambda parameters: task_loss(body, parameters, batch), start, rates)
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
-        """Half the squared distance from the initialisation to the adapted parameters.
+        """Return half the squared distance from the initialisation to the adapted parameters.
 
-        Its gradient, initialisation minus adapted parameters, is the direction of the paper.
-        A scalar, or one value a task for a stack of episodes.
+        Its gradient, initialisation minus adapted parameters, is the direction of the paper. It is
+        a scalar, or one value per task for a stack of episodes.
         """
         batch = heard(self.model, episode.joined())
         start = expand(adaptable(self.model.body), batch)
@@ -71,17 +84,17 @@ class Reptile(nn.Module):
         reached = self._descend(fixed, batch, self.inner_steps)
         gaps = [(start[name] - reached[name].detach()).square() for name in start]
         tasks = batch.targets.shape[:-1]
-        return sum(gap.reshape(*tasks, -1).sum(dim=-1) for gap in gaps) / 2
+        return reduce(torch.add, (gap.reshape(*tasks, -1).sum(dim=-1) for gap in gaps)) / 2
 
     def validation_loss(self, episode: EpisodeBatch) -> Tensor:
-        """Query loss after adapting to the support set: the distance says nothing of quality."""
+        """Return the query loss after adapting; the distance does not say how good a model is."""
         support, query = (heard(self.model, batch) for batch in (episode.support, episode.query))
         start = expand(adaptable(self.model.body), support)
         reached = self._descend(start, support, self.inner_steps)
         return task_loss(self.model.body, reached, query)
 
     def adapt(self, support: Batch) -> Predictor:
-        """Adapt to labelled clips of a language; the method itself stays as it is."""
+        """Adapt to labelled clips of a language; the method itself does not change."""
         check_support(support)
         with torch.no_grad():
             support = heard(self.model, support)

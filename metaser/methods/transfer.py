@@ -3,10 +3,11 @@
 from torch import Tensor, nn
 
 from metaser.batch import Batch, EpisodeBatch
+from metaser.contracts import Predictor
 from metaser.losses import cross_entropy
 from metaser.methods.feature_gan import Quality
 from metaser.methods.fine_tune import CYCLES, as_embeddings, tune_all, tune_head
-from metaser.methods.inner_loop import Predictor, check_steps, check_support, task_loss
+from metaser.methods.inner_loop import check_steps, check_support, task_loss
 from metaser.methods.outer_terms import make_terms
 from metaser.methods.support_gan import SupportGAN
 from metaser.model import Model
@@ -21,34 +22,39 @@ class Transfer(nn.Module):
         Any backbone and head.
     order : {"sequential", "mixed"}
         Pre-train on one source corpus after the other, as the paper's TransSER does, or on all
-        of them in every step.
+        of them mixed.
     pretrain : bool
-        Without pre-training the target's clips are all the model ever sees (from scratch).
+        Whether to pre-train. Without it the model sees the target's clips alone (from scratch).
     trainable : {"head", "all"}
-        What fine-tuning changes: the dense layers after a frozen backbone, or everything.
+        What fine-tuning changes: the head after a frozen backbone, or everything.
     steps : int
-        Fine-tuning steps; 0 leaves the pre-trained model as it is (zero-shot).
+        Fine-tuning steps, at least 0; 0 leaves the pre-trained model as it is (zero-shot).
     rate : float
-        Highest fine-tuning rate of the cyclic schedule.
+        Highest rate of the cyclic schedule of fine-tuning.
     rehearsal : float
-        Clips a class, at least 0, that the source clips count as while everything is fine-tuned,
+        Weight of the source clips while everything is fine-tuned, in clips per class, at least 0,
         see ``tune_all``.
     cycle : {"paper", "released"}
-        How the rate of the head's fine-tuning runs up and down, see ``fine_tune.CYCLES``.
+        How the rate rises and falls while the head is tuned, see ``fine_tune.CYCLES``.
     fresh_head : bool
-        Fine-tune a head drawn at random, as the released code of the paper does, which loads the
+        Tune a head drawn at random. The released code of the paper does so, because it loads the
         weights of the recurrent layers alone.
     generated : int
-        Embeddings a class, at least 0, that a GAN adds to the support set while the head is tuned,
-        see ``SupportGAN``; it learns from the source clips' embeddings.
+        Embeddings per class, at least 0, that a GAN adds to the support set while the head is
+        tuned, see ``SupportGAN``. The GAN learns from the embeddings of the source clips.
     gan_steps : int
-        Steps of the GAN's game on the source clips. Embeddings ask for more than features: 1000
-        covered less than a tenth of them.
+        Steps of the GAN's game on the source clips. Embeddings need more steps than features: with
+        1000 steps, less than a tenth of them were covered.
     terms : dict, optional
         Further terms of the loss while pre-training, as arguments of ``OuterTerms``:
         ``{"adversary": 0.1}`` is domain-adversarial training.
     domains : dict of str to int, optional
-        Speakers and corpora of the sources, for adversaries.
+        How many speakers ("speaker") and corpora ("corpus") the sources have, for adversaries.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or does not go with the others.
 
     References
     ----------
@@ -65,6 +71,7 @@ class Transfer(nn.Module):
     def __init__(
         self,
         model: Model,
+        *,
         order: str = "mixed",
         pretrain: bool = True,
         trainable: str = "all",
@@ -80,14 +87,21 @@ class Transfer(nn.Module):
     ) -> None:
         super().__init__()
         if order not in ("sequential", "mixed"):
-            raise ValueError(f"order must be 'sequential' or 'mixed', not {order!r}")
+            raise ValueError(
+                f"order must be 'sequential' or 'mixed', not {order!r}: choose one of them"
+            )
         if trainable not in ("head", "all"):
-            raise ValueError(f"trainable must be 'head' or 'all', not {trainable!r}")
+            raise ValueError(
+                f"trainable must be 'head' or 'all', not {trainable!r}: choose one of them"
+            )
         if cycle not in CYCLES:
-            raise ValueError(f"cycle must be one of {sorted(CYCLES)}, not {cycle!r}")
+            raise ValueError(
+                f"cycle must be one of {sorted(CYCLES)}, not {cycle!r}: choose one of them"
+            )
         if trainable == "all" and (cycle != "paper" or fresh_head or generated):
             raise ValueError(
-                "cycle, fresh_head and generated are of the head's tuning: set trainable = 'head'"
+                "trainable must be 'head' for cycle, fresh_head and generated, not 'all': set "
+                "trainable = 'head', or leave the three as they are"
             )
         check_steps(steps=steps)
         self.model = model
@@ -108,12 +122,12 @@ class Transfer(nn.Module):
         self.progress = 1.0
 
     def loss(self, episode: EpisodeBatch) -> Tensor:
-        """Cross-entropy over all clips of the episode, and the further terms."""
+        """Return the cross-entropy over all clips of the episode, plus the further terms."""
         own = self.validation_loss(episode)
         return own if self.terms is None else own + self.terms(self.model, episode, self.progress)
 
     def validation_loss(self, episode: EpisodeBatch) -> Tensor:
-        """Cross-entropy over all clips of the episode."""
+        """Return the cross-entropy over all clips of the episode."""
         return task_loss(self.model, {}, episode.joined())
 
     @property
@@ -124,26 +138,26 @@ class Transfer(nn.Module):
     @property
     def quality(self) -> Quality | None:
         """Coverage and density of generated embeddings among those of the sources."""
-        return self.gan and self.gan.quality
+        return None if self.gan is None else self.gan.quality
 
     def fit(self, sources: list[Batch]) -> None:
-        """Keep the labelled clips of the source tasks for rehearsal, or train the GAN on them."""
+        """Keep the labelled clips of the source tasks for rehearsal; train the GAN, if any."""
         self.sources = sources
         if self.gan is not None:
             self.gan.fit([as_embeddings(self.model, batch) for batch in sources])
 
     def adapt(self, support: Batch) -> Predictor:
-        """Fine-tune on labelled clips of a language; the method itself stays as it is."""
+        """Fine-tune on labelled clips of a language; the method itself does not change."""
         check_support(support)
         if self.trainable == "head":
             return tune_head(
                 self.model,
                 support,
                 cross_entropy,
-                self.steps,
-                self.rate,
-                self.cycle,
-                self.fresh_head,
-                self.gan and self.gan.enlarged,
+                steps=self.steps,
+                rate=self.rate,
+                cycle=self.cycle,
+                anew=self.fresh_head,
+                enlarge=None if self.gan is None else self.gan.enlarged,
             )
         return tune_all(self.model, support, self.steps, self.rate, self.sources, self.rehearsal)

@@ -122,7 +122,7 @@ def test_few_clips_teach_a_meta_learnt_model_which_way_a_cue_points():
 def test_clips_that_are_rated_alike_teach_nothing(value):
     clips = _clips()[np.arange(6)]
     alike = RatedClips("aa_x", clips.audio, torch.full((6, 2), value), clips.units)
-    with pytest.raises(ValueError, match="the 6 clips of the support set are all rated alike"):
+    with pytest.raises(ValueError, match="not 6 clips that are all rated alike"):
         MAML(_model()).adapt(alike.batch())
 
 

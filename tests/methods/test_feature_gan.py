@@ -33,7 +33,7 @@ def mixture():
     side = draw.choice([-1.0, 1.0], 3000, p=[1 / 3, 2 / 3])
     real = torch.tensor(side + 0.3 * draw.standard_normal(3000), dtype=torch.float32)[:, None]
     gan, none = _gan(noise=4, hidden=32), torch.zeros(3000, dtype=torch.long)
-    value = play(gan, real, none, torch.ones(3000), 1000, _draw(), rate=2e-3)
+    value = play(gan, real, none, weights=torch.ones(3000), steps=1000, draw=_draw(), rate=2e-3)
     return real, gan, value
 
 
@@ -56,7 +56,7 @@ def test_a_frozen_generator_learns_nothing(mixture):
     real, _, _ = mixture
     gan, none = _gan(noise=4, hidden=32), torch.zeros(len(real), dtype=torch.long)
     before = [value.clone() for value in gan.generator.parameters()]
-    play(gan, real, none, torch.ones(len(real)), 1, _draw())
+    play(gan, real, none, weights=torch.ones(len(real)), steps=1, draw=_draw())
     assert not all(torch.equal(a, b) for a, b in zip(before, gan.generator.parameters()))
     frozen = _gan(noise=4, hidden=32)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_without_generated_vectors_it_is_logistic_regression():
 
 def test_one_clip_a_class_needs_sources():
     one = _clips(0.0, shots=1)
-    with pytest.raises(ValueError, match=r"one clip.*call fit\(sources\)"):
+    with pytest.raises(ValueError, match=r"not one clip.*call fit\(sources\)"):
         GANAugmentation(steps=10).adapt(one)
     method = GANAugmentation(steps=10, adapt_steps=5)
     method.fit([_clips(0.0, 20)])
@@ -166,5 +166,5 @@ def test_the_head_is_tuned_on_given_and_generated_embeddings():
 
 
 def test_generated_embeddings_are_for_the_head_alone():
-    with pytest.raises(ValueError, match="generated are of the head's tuning"):
+    with pytest.raises(ValueError, match="'head' for cycle, fresh_head and generated"):
         METHODS["fine_tuning"](Model(MLP(4, (8,)), 3), generated=5)

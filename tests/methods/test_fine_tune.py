@@ -15,8 +15,8 @@ def test_fine_tuning_is_adam_on_the_cyclic_schedule():
         lambda own, rows: task_loss(model, own, support[rows]),
         dict(model.named_parameters()),
         len(support),
-        20,
-        0.01,
+        steps=20,
+        rate=0.01,
     )
     copy = small_model()
     moments = {
