@@ -255,8 +255,9 @@ class FrontEndTraits:
         (``AS_IS``).
     engine : str
         What computes, where there is a choice (attribute ``engine``).
-    revision : str
-        Digest or commit of a pretrained model's weights; empty without one.
+    revision, weights : str
+        Version of a pretrained model, and the digest of its tensors, which tells what it is
+        wherever it came from; empty without one.
     adapts : bool
         Whether inner loops change a learnable one (attribute ``adapts``).
     """
@@ -269,6 +270,7 @@ class FrontEndTraits:
     as_is: bool = False
     engine: str = ""
     revision: str = ""
+    weights: str = ""
     adapts: bool = True
 
 
@@ -285,6 +287,7 @@ def frontend_traits(frontend: Any) -> FrontEndTraits:
         rate=None if is_class else getattr(kind, "rate", None),
         engine="" if is_class else getattr(kind, "engine", ""),
         revision="" if is_class else getattr(extracted(kind), "revision", ""),
+        weights="" if is_class else getattr(extracted(kind), "weights", ""),
         adapts=bool(getattr(kind, "adapts", True)),
     )
 

@@ -45,6 +45,15 @@ def corpora() -> Path:
 
 
 @pytest.fixture(scope="session")
+def encoders() -> Path:
+    """Folder with real pretrained encoders; skipped, visibly, without one."""
+    path = Path(os.environ.get("METASER_ENCODERS") or SHARED / "models")
+    if not (path / "whisper-tiny.en").is_dir():
+        pytest.skip(f"needs whisper-tiny.en: set METASER_ENCODERS (looked at {path})")
+    return path
+
+
+@pytest.fixture(scope="session")
 def shemo_list() -> Path:
     """List of the files of ShEMO with speaker and emotion; skipped, visibly, without one."""
     path = Path(os.environ.get("METASER_SHEMO_LIST") or SHARED / "docs" / "shemo_files.csv")

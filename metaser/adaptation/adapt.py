@@ -60,7 +60,7 @@ def adapt(
     AudioError
         If a clip cannot be read.
     """
-    if file.adapted is not None:
+    if file.header.adaptation is not None:
         raise ValueError(
             f"the model is adapted to {file.header.adaptation.name!r} already: adapt the file that "
             "`metaser train` made"
@@ -200,16 +200,17 @@ def cross_validate(
     counts = np.bincount(targets)
     fewest = int(counts[counts > 0].min())
     people = 1 if speakers is None else len(np.unique(speakers))
-    if fewest < 2 or (people > 1 and _mostly_one_emotion(targets, speakers)):
+    groups = speakers if people > 1 else None
+    if fewest < 2 or (groups is not None and _mostly_one_emotion(targets, groups)):
         return "none", float("nan")
-    if people > 1:
-        kind, split = "speakers", GroupKFold(min(MOST_FOLDS, people))
-    else:
+    kind: Folds = "clips" if groups is None else "speakers"
+    if groups is None:
         split = StratifiedKFold(min(MOST_FOLDS, fewest), shuffle=True, random_state=seed)
-        kind = "clips"
+    else:
+        split = GroupKFold(min(MOST_FOLDS, people))
     present = np.isin(np.arange(len(file.header.classes)), targets)
     guessed = np.full(len(rows), -1)
-    for learnt, asked in split.split(rows, targets, speakers if people > 1 else None):
+    for learnt, asked in split.split(rows, targets, groups):
         if len(np.unique(targets[learnt])) < 2:
             continue  # nothing can be learnt without these speakers
         adapted, own = fit(file, features, rows[learnt], targets[learnt], present)

@@ -60,6 +60,7 @@ def measured_lines(header: Header) -> list[str]:
 def expected_lines(header: Header) -> list[str]:
     """What to expect of an adapted model, in sentences."""
     own = header.adaptation
+    assert own is not None  # only an adapted model has them
     beside = measured_at(header, own.shots)
     people = "" if own.speakers is None else f" of {own.speakers} speakers"
     unjudged = own.folds == "none" and not np.isnan(own.seen)
@@ -147,6 +148,7 @@ def card(file: ModelFile, name: str, onnx_difference: float | None = None) -> st
 
 def _hearing(header: Header) -> list[str]:
     setup = header.setup
+    assert setup.frontend is not None  # a model file hears audio
     arguments = {k: v for k, v in setup.frontend.items() if k != "name"}
     said = f" with {arguments}" if arguments else ""
     lines = [f"- Front end: {setup.frontend['name']}{said}; backbone: {setup.backbone['name']}."]

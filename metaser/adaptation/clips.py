@@ -142,14 +142,16 @@ def _speakers(folder: Path, files: Sequence[Path], pattern: str | None) -> tuple
             compiled = re.compile(pattern)
         except re.error as error:
             raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-        matches = [compiled.search(path.stem) for path in files]
-        for path, match in zip(files, matches):
+        speakers = []
+        for path in files:
+            match = compiled.search(path.stem)
             if match is None or not match.groups():
                 raise ValueError(
                     f"{pattern!r} gives no speaker for {path.name}: expected a pattern with one "
                     "group that fits every name, such as '^([^_]+)_'"
                 )
-        return tuple(match[1] for match in matches)
+            speakers.append(match[1])
+        return tuple(speakers)
     below = [path.relative_to(folder).parts[1:-1] for path in files]
     return tuple(map("/".join, below)) if all(below) else None
 

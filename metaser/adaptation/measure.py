@@ -10,7 +10,7 @@ from rich.console import Console
 from metaser import metrics, stats
 from metaser.adaptation.adapt import cross_validate, fit
 from metaser.adaptation.calibration import ece, fit_temperature, probabilities
-from metaser.adaptation.expect import Draw, skill
+from metaser.adaptation.expect import Draw, Folds, skill
 from metaser.adaptation.model_file import (
     Measured,
     ModelFile,
@@ -101,7 +101,8 @@ def split_sources(
     if len(set(languages.values())) == 1:
         kind, groups = "task", {name: name for name in tasks}
     if len(tasks) == 1:
-        return "speakers", [_half_of_speakers(*materials.values(), *raw.values())]
+        (name,) = tasks
+        return "speakers", [_half_of_speakers(materials[name], raw[name])]
     parts = []
     for group in dict.fromkeys(groups.values()):
         inside = [name for name in tasks if groups[name] == group]
@@ -194,7 +195,9 @@ def draw_clips(
     return None
 
 
-def _judge(task: Task, shots: int, folds, seen: float, heard, targets) -> Scored:
+def _judge(
+    task: Task, shots: int, folds: Folds, seen: float, heard: np.ndarray, targets: np.ndarray
+) -> Scored:
     """Compare scores with the truth."""
     classes = len(np.unique(targets))
     uar = metrics.uar(targets, heard.argmax(axis=1))
@@ -241,7 +244,8 @@ def _calibration_error(per_task: dict[str, list[Scored]], name: str) -> tuple[fl
     others = [other for other in per_task if other != name] or [name]
     temperature = fit_temperature(*_pooled(per_task, others))
     heard, targets, _ = _pooled(per_task, [name])
-    return tuple(ece(probabilities(heard, t), targets) for t in (1.0, temperature))
+    before = ece(probabilities(heard), targets)
+    return before, ece(probabilities(heard, temperature), targets)
 
 
 def _pooled(

@@ -7,7 +7,6 @@ sources' features) and, after adaptation, ``model.*``, ``own.centre`` and ``own.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from metaser.adaptation.expect import Band, Expected, Folds
 from metaser.batch import Batch, Padded
-from metaser.contracts import frontend_traits
+from metaser.contracts import FrontEnd, LearningMethod, frontend_traits, model_of
 from metaser.features.table import OUTLIER, Features, enough_threads
 from metaser.files import whole
 from metaser.methods.inner_loop import Adapted
@@ -186,7 +185,7 @@ class ModelFile:
     ----------
     header : Header
         What it says about itself.
-    method : nn.Module
+    method : LearningMethod
         What was learnt, ready to adapt.
     source : Constants
         Of the sources' features.
@@ -197,7 +196,7 @@ class ModelFile:
     """
 
     header: Header
-    method: nn.Module
+    method: LearningMethod
     source: Constants
     adapted: Adapted | None = None
     own: Constants | None = None
@@ -208,7 +207,9 @@ class ModelFile:
         if self.adapted is not None:
             return self.adapted
         everything = torch.ones(len(self.header.classes), dtype=torch.bool)
-        return Adapted(self.method.model, everything)
+        model = model_of(self.method)
+        assert model is not None  # a recipe takes no method without one
+        return Adapted(model, everything)
 
     @property
     def normalises(self) -> bool:
@@ -228,7 +229,7 @@ class ModelFile:
             return Constants(np.zeros(1, np.float32), np.ones(1, np.float32))
         return constants_of(features, rows, self.source, PRIOR_CLIPS)
 
-    def frontend(self) -> Callable:
+    def frontend(self) -> FrontEnd:
         """The front end that hears clips.
 
         Raises
@@ -266,10 +267,11 @@ def other_versions(header: Header) -> list[str]:
 
 def save(path: str | Path, file: ModelFile) -> None:
     """Write a model file, whole or not at all."""
-    path = Path(path)
+    assert isinstance(file.method, nn.Module)  # as every method that learns
     tensors = {f"method.{name}": value for name, value in _learnt(file.method).items()}
     tensors |= _constant_tensors("source", file.source)
     if file.adapted is not None:
+        assert file.own is not None  # both come with adapting
         own = _learnt(file.adapted.model)
         tensors |= {f"model.{name}": value for name, value in own.items()}
         tensors |= _constant_tensors("own", file.own)

@@ -62,13 +62,13 @@ def predict(
     if window is None:
         if hop is not None:
             raise ValueError(f"hop = {hop:g} needs a window: say --window, in seconds")
-        heard = hear(files, frontend)
+        heard: Iterable[Heard] = hear(files, frontend)
     else:
         heard = hear_windows(files, frontend, window, window / 2 if hop is None else hop)
     own = file.own
     if file.normalises and (own is None or by_these):
-        heard = list(heard)  # all features, for their means; the audio itself is not kept
-        own = file.support_constants(gather(heard), np.arange(len(heard)))
+        heard = everything = list(heard)  # all features, for their means, but not the audio
+        own = file.support_constants(gather(everything), np.arange(len(everything)))
     elif own is None:
         own = file.source
     tables = [_table(file, own, some, abstain) for some in _portions(heard)]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import pandas as pd
-from torch import nn
 
 from metaser import stats
 from metaser.analysis.layers import probe
@@ -11,6 +10,7 @@ from metaser.analysis.transfer import Pool
 from metaser.benchmark.materials import Material, gather
 from metaser.benchmark.plan import Job
 from metaser.benchmark.trainings import train_method
+from metaser.contracts import LearningMethod, model_of
 from metaser.episodes import TaskSampler, tensors
 from metaser.features.extraction import extract
 from metaser.features.table import normalise
@@ -18,6 +18,7 @@ from metaser.frontends import make_frontend
 from metaser.methods.inner_loop import predictor
 from metaser.metrics import uar
 from metaser.protocol.build import settle
+from metaser.protocol.schema import Episodes
 from metaser.recording import Situation
 
 SHOTS = 5
@@ -46,7 +47,7 @@ class Trained:
         Where it comes from.
     setup : str
         Name of the set-up.
-    method : nn.Module
+    method : LearningMethod
         Ready to adapt.
     materials : dict of str to Material
         Tasks with their features.
@@ -56,9 +57,16 @@ class Trained:
 
     pool: Pool
     setup: str
-    method: nn.Module
+    method: LearningMethod
     materials: dict[str, Material]
     seed: int
+
+    @property
+    def episodes(self) -> Episodes:
+        """How the protocol draws episodes."""
+        episodes = self.pool.protocol.episodes
+        assert episodes is not None  # a protocol that looks inside has no random split
+        return episodes
 
     def sampler(self, target: str) -> TaskSampler:
         """Episodes of a target."""
@@ -67,7 +75,7 @@ class Trained:
             self.materials[target].task,
             protocol.classes,
             SHOTS,
-            protocol.episodes.queries,
+            self.episodes.queries,
             self.seed,
             protocol.speakers,
         )
@@ -104,15 +112,16 @@ def corrupted(trained: Trained, target: str) -> pd.DataFrame:
     """
     pool, task = trained.pool, trained.materials[target].task
     own = pool.protocol.setups[trained.setup]
+    model = model_of(trained.method)
+    assert own.frontend is not None and model is not None  # corruptions are heard by a network
     frontend, sampler = make_frontend(own.frontend), trained.sampler(target)
-    model = trained.method.model
     found: dict[tuple[str, int], list[float]] = {}
     for name, situation in CORRUPTIONS.items():
         heard = extract(
             task, frontend, pool.places.cache, situation=situation, jobs=pool.places.jobs
         )
         heard = normalise(heard, task, own.normalise)
-        for index in range(pool.protocol.episodes.count):
+        for index in range(trained.episodes.count):
             episode = sampler.episode(index)
             batch = tensors(episode, heard)
             plain = predictor(model, {}, batch.support.classes)

@@ -1,7 +1,7 @@
 """What adapting changes inside a network: how far each layer moves, and how its output changes."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metaser.batch import EpisodeBatch, Padded
+from metaser.contracts import Method, model_of
+from metaser.methods.inner_loop import Adapted
 
 
 def cka(x: Tensor, y: Tensor) -> float:
@@ -87,8 +89,8 @@ def activations(
     model = copy.deepcopy(model).eval()
     found: dict[str, Tensor] = {}
 
-    def keep(name: str):
-        def hook(module, inputs, output) -> None:
+    def keep(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
                 found[name] = output.flatten(1)
 
@@ -101,12 +103,12 @@ def activations(
     return found
 
 
-def probe(method: nn.Module, episode: EpisodeBatch) -> pd.DataFrame:
+def probe(method: Method, episode: EpisodeBatch) -> pd.DataFrame:
     """Adapt to an episode and compare each layer before and after.
 
     Parameters
     ----------
-    method : nn.Module
+    method : Method
         A trained method whose predictor has a ``model``, as it has itself; not changed.
     episode : EpisodeBatch
         The support set is adapted to; layers are heard on the query clips.
@@ -117,14 +119,20 @@ def probe(method: nn.Module, episode: EpisodeBatch) -> pd.DataFrame:
         One row a layer, from the input to the output: ``layer``, ``change`` (relative, see
         ``relative_change``) and ``cka``.
     """
-    model, clips = method.model, episode.query.modalities
+    model, clips = model_of(method), episode.query.modalities
+    adapted = method.adapt(episode.support)
+    if model is None or not isinstance(adapted, Adapted):
+        raise ValueError(
+            f"{type(method).__name__} must adapt the parameters of a model, not keep the clips: "
+            "look into another method, such as metaser"
+        )
     before = {name: value.detach() for name, value in model.named_parameters()}
-    tuned = method.adapt(episode.support).model
-    after = {name: value.detach() for name, value in tuned.named_parameters()}
+    after = {name: value.detach() for name, value in adapted.model.named_parameters()}
     changes = relative_change(before, after)
-    own, adapted = activations(model, before, clips), activations(model, after, clips)
+    outputs = activations(model, before, clips)
+    adapted_outputs = activations(model, after, clips)
     rows = [
-        (name, change, cka(own[name], adapted[name]) if name in own else np.nan)
+        (name, change, cka(outputs[name], adapted_outputs[name]) if name in outputs else np.nan)
         for name, change in changes.items()
     ]
     return pd.DataFrame(rows, columns=["layer", "change", "cka"])

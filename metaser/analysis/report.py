@@ -3,13 +3,14 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-RC = {
+RC: dict[Any, Any] = {
     "svg.hashsalt": "metaser",
     "font.size": 8,
     "axes.spines.top": False,
@@ -92,7 +93,9 @@ def write(results: Path, out: Path) -> Path:
     return out / "report.md"
 
 
-def _text(pairs, agreement, layers, corruptions) -> list[str]:
+def _text(
+    pairs: pd.DataFrame, agreement: pd.DataFrame, layers: pd.DataFrame, corruptions: pd.DataFrame
+) -> list[str]:
     parts = [INTRODUCTION.format(episodes=pairs["episodes"].max(), seeds=pairs["seeds"].max())]
     parts.append(TRANSFER)
     for method in pairs["method"].unique():
@@ -149,8 +152,8 @@ def _bounded(value: float, low: float, high: float, digits: int = 1) -> str:
     return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
-def _percent(*values: float) -> str:
-    return _bounded(*[100 * value for value in values])
+def _percent(value: float, low: float, high: float) -> str:
+    return _bounded(100 * value, 100 * low, 100 * high)
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

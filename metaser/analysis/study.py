@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -20,7 +21,7 @@ from metaser.analysis.transfer import (
 )
 from metaser.files import Places, write_table
 
-FRONTENDS = {
+FRONTENDS: dict[str, dict[str, Any]] = {
     "statistics": {"name": "statistics"},
     "speaker": {"name": "speaker"},
     "egemaps": {"name": "egemaps"},

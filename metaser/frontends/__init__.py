@@ -39,6 +39,9 @@ FRONTENDS: dict[str, Callable[..., Any]] = {
     "speaker": SpeakerEmbedding,
     "joined": Joined,
     "ssl": SSL,
+    "whisper": partial(
+        SSL, model="openai/whisper-tiny.en", layer=(1, 2, 3), pooling="mean", seconds=30.0
+    ),
     "ssl_layers": LayerWeights,
     "ssl_lora": SSLEncoder,
     "waveform": Waveform,

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import os
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,17 @@ def need(package: str) -> ModuleType:
         raise ModuleNotFoundError(
             f"pretrained encoders need {package}: pip install 'metaser[ssl]'"
         ) from error
+
+
+def local(model: str) -> str:
+    """Return the folder of a model of the hub that lies in ``METASER_ENCODERS``, or its name.
+
+    With ``METASER_ENCODERS=/models``, "openai/whisper-tiny.en" is read from
+    ``/models/whisper-tiny.en`` if there is such a folder, and needs no network.
+    """
+    folder = os.environ.get("METASER_ENCODERS")
+    found = Path(folder) / Path(model).name if folder else None
+    return str(found) if found and found.is_dir() and not Path(model).is_dir() else model
 
 
 def revision(model: str, wanted: str, save: str) -> str:
@@ -57,8 +69,8 @@ def revision(model: str, wanted: str, save: str) -> str:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"no model {model!r}: there is no such folder, and the Hugging Face hub did not give "
-            f"it ({str(error).strip().splitlines()[0]}). Without network, name a folder: "
-            f"elsewhere, {save}"
+            f"it ({str(error).strip().splitlines()[0]}). Without network, name a folder, or set "
+            f"METASER_ENCODERS to where the folder {Path(model).name} lies: elsewhere, {save}"
         ) from error
     return Path(config).parent.name
 

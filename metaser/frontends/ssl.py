@@ -1,28 +1,36 @@
 """Self-supervised speech encoders: wav2vec 2.0, XLS-R, HuBERT, WavLM, data2vec, Whisper's encoder.
 
 ``SSL`` computes frames by any speech encoder that transformers' ``AutoModel`` knows, from the hub
-or from a folder. ``LayerWeights`` learns which of its layers to listen to, ``SSLEncoder`` adapts
-the encoder itself through small matrices. All need ``pip install "metaser[ssl]"``.
+or from a folder. The front end ``whisper`` is ``SSL`` with the mean of some of Whisper's layers.
+``LayerWeights`` learns which of its layers to listen to, ``SSLEncoder`` adapts the encoder itself
+through small matrices. All need ``pip install "metaser[ssl]"``.
 
 emotion2vec is not supported: it is no architecture of transformers, but comes with FunASR and
 ModelScope, which load and run it in their own way.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.functional import layer_norm
 
 from metaser.batch import Padded
 from metaser.frontends import hub
 
 POOLINGS = ("none", "mean", "statistics")
+WINDOWS = ("clip", "full")
+
+SILENCE = 1.0
+"""Seconds of silence after a clip that Whisper reads at its own length."""
 
 SHORTEST = 0.1
 """Seconds to which shorter clips are filled with zeros, so that every encoder finds a frame."""
@@ -55,9 +63,9 @@ class SSL:
     model : str
         Name on the Hugging Face hub, e.g. "microsoft/wavlm-large", or a folder that
         ``save_pretrained`` of the model and of its feature extractor wrote to.
-    layer : int or "all"
+    layer : int, sequence of int or "all"
         0 is what the first transformer layer reads, k what layer k gives; negative numbers count
-        from the end. "all" puts all, 0 included, side by side.
+        from the end. Several stand side by side, in this order; "all" is all, 0 included.
     pooling : {"none", "mean", "statistics"}
         Frames as they are; or one frame a clip: their mean, or their mean and standard deviation.
     seconds : float
@@ -67,12 +75,19 @@ class SSL:
         the digest of its files. Becomes the commit or digest found.
     half : bool
         Encode in half precision, which a GPU does faster and no CPU does.
+    window : {"clip", "full"}
+        What Whisper reads: the clip and at most a second of silence, with as many positions as
+        that needs, or the half minute that it was trained with, which takes many times as long.
+        Others read the clip.
+    weights : str
+        The digest that the encoder's tensors must have, see ``weights_digest``. Becomes the digest
+        found.
 
     Attributes
     ----------
     name : str
-        Name on the hub, or the folder's last part. With the other arguments and the revision it
-        stands for the front end, wherever the folder lies.
+        Name on the hub, or the folder's last part. It is ``weights`` and the other arguments that
+        stand for the front end, wherever its files come from.
     rate : int
         Sampling rate in Hz that the waveform must have, as the model's feature extractor says.
     layers, width : int
@@ -98,12 +113,14 @@ class SSL:
     TRAINED = True
 
     model: str = field(repr=False, compare=False)
-    layer: int | str = -1
+    layer: int | str | Sequence[int] = -1
     pooling: str = "none"
     seconds: float = 10.0
-    revision: str = ""
+    revision: str = field(default="", repr=False, compare=False)
     half: bool = False
-    name: str = field(init=False)
+    window: str = "clip"
+    weights: str = ""
+    name: str = field(init=False, repr=False, compare=False)
     rate: int = field(init=False)
     layers: int = field(init=False, repr=False)
     width: int = field(init=False, repr=False)
@@ -113,29 +130,43 @@ class SSL:
             raise ValueError(f"pooling must be one of {POOLINGS}, not {self.pooling!r}")
         if self.half and not torch.cuda.is_available():
             raise ValueError("half = true needs a GPU, and there is none here: leave it out")
-        folder = Path(self.model)
-        revision = hub.revision(self.model, self.revision, _SAVE)
-        config, extractor = _describe(self.model, revision)
-        longest = getattr(extractor, "chunk_length", math.inf)
-        if not 0 < self.seconds <= longest:
-            raise ValueError(f"seconds must be above 0, at most {longest}, not {self.seconds}")
+        model = hub.local(self.model)
+        revision = hub.revision(model, self.revision, _SAVE)
+        config, extractor = _describe(model, revision)
+        self._check_window(extractor)
         total = config.num_hidden_layers + 1
-        if self.layer != "all" and self.layer not in range(-total, total):
+        layer = _settle_layer(self.model, self.layer, total)
+        count = {int: 1, str: total}.get(type(layer)) or len(layer)
+        weights = weights_digest(model, revision)
+        if self.weights not in ("", weights):
             raise ValueError(
-                f"{self.model} has layers 0 to {total - 1}: layer must be one of them, one of -1 "
-                f"to {-total}, or 'all', not {self.layer!r}"
+                f"{self.model} must have the weights {self.weights}, not {weights}: it is another "
+                "encoder of the same name, so fetch or name the one that was used before"
             )
-        everything = self.layer == "all"
         settled = {
-            "layer": "all" if everything else self.layer % total,
+            "model": model,
+            "layer": layer,
             "revision": revision,
-            "name": folder.resolve().name if folder.is_dir() else self.model,
+            "weights": weights,
+            "name": Path(model).resolve().name if Path(model).is_dir() else model,
             "rate": extractor.sampling_rate,
-            "layers": total if everything else 1,
+            "layers": count,
             "width": config.hidden_size * (2 if self.pooling == "statistics" else 1),
         }
         for key, value in settled.items():
             object.__setattr__(self, key, value)
+
+    def _check_window(self, extractor: Any) -> None:
+        """Refuse a window that the model does not have, and clips that are longer than it."""
+        if self.window not in WINDOWS:
+            raise ValueError(f"window must be one of {WINDOWS}, not {self.window!r}")
+        longest = getattr(extractor, "chunk_length", math.inf)
+        if math.isinf(longest) and self.window == "full":
+            raise ValueError(
+                f"window must be 'clip' for {self.model}, not 'full': Whisper alone has a window"
+            )
+        if not 0 < self.seconds <= longest:
+            raise ValueError(f"seconds must be above 0, at most {longest}, not {self.seconds}")
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         """Return (frames, ``layers * width``) float32 of a mono waveform (samples,) at ``rate``.
@@ -148,13 +179,14 @@ class SSL:
         """What calling gives for each; similar lengths are encoded together."""
         network, extractor, heeds_padding = _load(self.model, self.revision)
         clips = [self._cut(waveform) for waveform in waveforms]
-        # Whisper works on half a minute, however short the clip is.
-        least = getattr(extractor, "n_samples", 0)
+        whole = self.window == "full"
+        # Here Whisper works on half a minute, however short the clip is.
+        least = getattr(extractor, "n_samples", 0) if whole else 0
         room = BATCH_SECONDS[network.device.type] * self.rate
         frames = {}
         for rows in _batches([len(clip) for clip in clips], room, heeds_padding, least):
             chosen = [clips[row] for row in rows]
-            states = _encode(network, extractor, chosen, self.layer, self.half)
+            states = _encode(network, extractor, chosen, self.layer, self.half, whole=whole)
             frames |= {row: _pool(own, self.pooling) for row, own in zip(rows, states)}
         return [frames[row] for row in range(len(clips))]
 
@@ -264,7 +296,9 @@ class SSLEncoder(nn.Module):
             raise ValueError(f"pooling must be one of ('none', 'mean'), not {pooling!r}")
         self.extracted = SSL(model, layer=0, seconds=seconds, revision=revision)
         # Fused attention has no second derivative.
-        network = _network(model, self.extracted.revision, attn_implementation="eager")
+        network = _network(
+            self.extracted.model, self.extracted.revision, attn_implementation="eager"
+        )
         self.kind = network.config.model_type
         if self.kind not in ADAPTED:
             raise ValueError(
@@ -322,6 +356,47 @@ _SAVE = (
 )
 
 
+def _settle_layer(
+    model: str, layer: int | str | Sequence[int], total: int
+) -> int | str | tuple[int, ...]:
+    """Return layers counted from the start.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer, or one is named twice.
+    """
+    if layer == "all":
+        return "all"
+    several = not isinstance(layer, int | str)
+    wanted = list(layer) if several else [layer]
+    if not wanted or any(one not in range(-total, total) for one in wanted):
+        raise ValueError(
+            f"{model} has layers 0 to {total - 1}: layer must be one of them, one of -1 "
+            f"to {-total}, several of these, or 'all', not {layer!r}"
+        )
+    settled = tuple(one % total for one in wanted)
+    if len(set(settled)) < len(settled):
+        raise ValueError(
+            f"layer must name each layer once, not {layer!r}: leave out the repetition"
+        )
+    return settled if several else settled[0]
+
+
+@cache
+def weights_digest(model: str, revision: str) -> str:
+    """Return the SHA-256 of an encoder's tensors, in float32, by name and bytes.
+
+    It is the same for a download and a folder, and for files in half and in single precision if
+    they hold the same numbers.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_network(model, revision).state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _describe(model: str, revision: str) -> tuple:
     """Configuration and feature extractor."""
     transformers = hub.need("transformers")
@@ -375,7 +450,8 @@ def _network(model: str, revision: str, **options) -> nn.Module:
 def _load(model: str, revision: str) -> tuple:
     """Encoder, its feature extractor, and whether its frames heed padding; one a process."""
     network, (_, extractor) = _network(model, revision), _describe(model, revision)
-    heeds = _heeds_padding(network, extractor)
+    whisper = hasattr(extractor, "chunk_length")
+    heeds = whisper or _heeds_padding(network, extractor)
     return network.to("cuda" if torch.cuda.is_available() else "cpu"), extractor, heeds
 
 
@@ -393,12 +469,36 @@ def _heeds_padding(network: nn.Module, extractor) -> bool:
 
 def _encode(
     network: nn.Module,
-    extractor,
+    extractor: Any,
     clips: list[np.ndarray],
-    layer: int | str,
+    layer: int | str | Sequence[int],
     half: bool = False,
+    *,
+    whole: bool = False,
 ) -> list[np.ndarray]:
     """Layers of clips that are encoded together, each (layers, frames, channels) float32."""
+    kind = network.device.type
+    with torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=half):
+        if hasattr(extractor, "chunk_length") and not whole:
+            states, counts = _whisper_states(network, extractor, clips)
+        else:
+            states, counts = _states(network, extractor, clips)
+    frames = sorted({state.shape[1] for state in states})
+    if len(frames) > 1:
+        raise ValueError(
+            f"{type(network).__name__} has layers of different frame rates ({frames} frames of one "
+            "clip), which is not supported: choose an encoder without squeezed layers"
+        )
+    if layer != "all":
+        states = [states[one] for one in ([layer] if isinstance(layer, int) else layer)]
+    chosen = torch.stack(list(states), dim=1).float().cpu().numpy()
+    return [own[:, :count] for own, count in zip(chosen, counts)]
+
+
+def _states(
+    network: Any, extractor: Any, clips: list[np.ndarray]
+) -> tuple[Sequence[Tensor], list[int]]:
+    """What each layer gives, (clips, frames, channels), and how many frames each clip has."""
     whole = hasattr(extractor, "chunk_length")  # Whisper takes nothing shorter
     inputs = extractor(
         clips,
@@ -408,24 +508,39 @@ def _encode(
         return_tensors="pt",
     ).to(network.device)
     mask = inputs["attention_mask"]
-    kind = network.device.type
-    with torch.inference_mode(), torch.autocast(kind, torch.float16, enabled=half):
-        output = network(
-            inputs[network.main_input_name],
-            attention_mask=None if mask.all() else mask,
-            output_hidden_states=True,
-        )
-        counts = network._get_feat_extract_output_lengths(mask.sum(dim=-1)).tolist()
+    output = network(
+        inputs[network.main_input_name],
+        attention_mask=None if mask.all() else mask,
+        output_hidden_states=True,
+    )
+    counts = network._get_feat_extract_output_lengths(mask.sum(dim=-1)).tolist()
     # The last as the encoder gives it: versions of transformers differ in normalising it before.
-    states = (*output.hidden_states[:-1], output.last_hidden_state)
-    frames = sorted({state.shape[1] for state in states})
-    if len(frames) > 1:
-        raise ValueError(
-            f"{type(network).__name__} has layers of different frame rates ({frames} frames of one "
-            "clip), which is not supported: choose an encoder without squeezed layers"
-        )
-    chosen = torch.stack(states if layer == "all" else [states[layer]], dim=1)
-    return [own[:, :count] for own, count in zip(chosen.float().cpu().numpy(), counts)]
+    return (*output.hidden_states[:-1], output.last_hidden_state), counts
+
+
+def _whisper_states(
+    network: Any, extractor: Any, clips: list[np.ndarray]
+) -> tuple[Sequence[Tensor], list[int]]:
+    """The same of Whisper on clips of equal length, with positions for them and some silence."""
+    rate = extractor.sampling_rate
+    silence = min(round(SILENCE * rate), extractor.n_samples - len(clips[0]))
+    inputs = extractor(
+        [np.pad(clip, (0, silence)) for clip in clips],
+        sampling_rate=rate,
+        padding="do_not_pad",
+        return_tensors="pt",
+    ).to(network.device)
+    frames = functional.gelu(network.conv1(inputs["input_features"]))
+    frames = functional.gelu(network.conv2(frames)).transpose(1, 2)
+    frames = frames + network.embed_positions.weight[: frames.shape[1]]
+    states = [frames]
+    for transformer in network.layers:
+        frames = transformer(frames, None)
+        frames = frames[0] if isinstance(frames, tuple) else frames
+        states.append(frames)
+    states[-1] = network.layer_norm(frames)
+    stride = 2 * extractor.hop_length
+    return states, [math.ceil(len(clip) / stride) for clip in clips]
 
 
 def _pool(states: np.ndarray, pooling: str) -> np.ndarray:

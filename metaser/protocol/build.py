@@ -71,13 +71,38 @@ def settle(protocol: Protocol) -> dict[str, Settled]:
             frontends[modality] = make_frontend(arguments, modality)
             if modality == "audio":
                 _check_frontend(name, setup, frontends[modality])
-            if "model" in arguments:
-                revision = frontend_traits(frontends[modality]).revision
-                pinned[_frontend_key(modality)] = {**arguments, "revision": revision}
+            section = _pin(arguments, frontends[modality])
+            if section != arguments:
+                pinned[_frontend_key(modality)] = section
         if pinned:
             setup = Setup.model_validate(setup.model_dump() | pinned)
         settled[name] = Settled(setup, frontends)
     return settled
+
+
+def _pin(arguments: dict[str, Any], frontend: Any) -> dict[str, Any]:
+    """Return a front end's arguments with the version of the pretrained model that was found."""
+    traits = frontend_traits(frontend)
+    if isinstance(arguments.get("parts"), list):
+        named = [part if isinstance(part, dict) else {"name": part} for part in arguments["parts"]]
+        parts = [_pin(part, own) for part, own in zip(named, frontend.parts)]
+        return {**arguments, "parts": parts} if parts != named else arguments
+    if traits.weights:
+        return {**arguments, "weights": traits.weights}
+    return {**arguments, "revision": traits.revision} if traits.revision else arguments
+
+
+def _without_place(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a front end's arguments without where its model's files come from."""
+    if isinstance(section.get("parts"), list):
+        parts = [_without_place(p) if isinstance(p, dict) else p for p in section["parts"]]
+        section = {**section, "parts": parts}
+    place: set[str] = set()
+    if "weights" in section:
+        place = {"model", "revision"}
+    elif "revision" in section:
+        place = {"model"}
+    return {key: value for key, value in section.items() if key not in place}
 
 
 def _frontend_key(modality: str) -> str:
@@ -242,9 +267,7 @@ def _frontend(setup: Setup) -> dict[str, Any]:
     """Return what each front end is, wherever the files of its model lie."""
     sections = {}
     for modality, section in setup.frontends.items():
-        if "revision" in section:
-            section = {key: value for key, value in section.items() if key != "model"}
-        sections[_frontend_key(modality)] = section
+        sections[_frontend_key(modality)] = _without_place(section)
     return sections
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
 from metaser.backbones import MLP
 from metaser.batch import Batch, EpisodeBatch, Padded
-from metaser.frontends import ssl
+from metaser.frontends import make_frontend, ssl
 from metaser.frontends.ssl import SSL, LayerWeights, SSLEncoder
 from metaser.methods import MAML
 from metaser.model import Model
@@ -128,7 +129,7 @@ LENGTHS = (16000, 5000, 5000, 12345, 9001, 30000)
 
 def _direct(folder: str, clip: np.ndarray) -> list[np.ndarray]:
     """All hidden states, and the output, of one clip alone by transformers itself."""
-    network = transformers.AutoModel.from_pretrained(folder).eval()
+    network = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     inputs = extractor(clip, sampling_rate=RATE, return_tensors="pt")
     encoder = network.get_encoder() if network.config.is_encoder_decoder else network
@@ -140,13 +141,14 @@ def _direct(folder: str, clip: np.ndarray) -> list[np.ndarray]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_are_those_of_transformers(kind, saved):
     (clip,) = _clips(9000)
+    window = "full" if kind == "whisper" else "clip"
     *states, output = _direct(saved(kind), clip)
     for layer, expected in ((0, states[0]), (1, states[1]), (2, output), (-1, output)):
-        frames = SSL(saved(kind), layer, seconds=2)(clip)
+        frames = SSL(saved(kind), layer, seconds=2, window=window)(clip)
         np.testing.assert_allclose(frames, expected[: len(frames)], atol=1e-5)
         assert kind == "whisper" or len(frames) == len(expected)
     everything = np.concatenate([states[0], states[1], output], axis=1)
-    frames = SSL(saved(kind), "all", seconds=2)(clip)
+    frames = SSL(saved(kind), "all", seconds=2, window=window)(clip)
     np.testing.assert_allclose(frames, everything[: len(frames)], atol=1e-5)
     assert frames.dtype == np.float32 and frames.std() > 0.1
 
@@ -169,11 +171,14 @@ def test_only_those_that_heed_no_padding_are_batched_with_it(kind, saved, monkey
     monkeypatch.setitem(ssl.BATCH_SECONDS, "cpu", 20)
     encode = ssl._encode
     monkeypatch.setattr(
-        ssl, "_encode", lambda *arguments: sizes.append(len(arguments[2])) or encode(*arguments)
+        ssl,
+        "_encode",
+        lambda *given, **named: sizes.append(len(given[2])) or encode(*given, **named),
     )
     ssl._load.cache_clear()
     frontend.many(_clips(*LENGTHS))
-    assert sizes[2:] == ([6] if kind in MIXES else [2, 1, 1, 1, 1])  # the first two try it out
+    tried = 0 if kind == "whisper" else 2  # its own length is what Whisper heeds
+    assert sizes[tried:] == ([6] if kind in MIXES - {"whisper"} else [2, 1, 1, 1, 1])
 
 
 def test_batch_normalisation_of_positions_is_found_to_heed_padding(saved, tmp_path):
@@ -204,6 +209,68 @@ def test_batches_hold_similar_lengths_and_no_more_than_there_is_room_for():
 def test_whisper_keeps_the_frames_of_the_clip(samples, saved):
     frames = SSL(saved("whisper"), seconds=2)(*_clips(samples))
     assert frames.shape == (-(-samples // 320), 16)
+
+
+def _own_length(folder: str, clip: np.ndarray, samples: int) -> np.ndarray:
+    """Frames of all layers by a Whisper whose window is so many samples long."""
+    network = transformers.AutoModel.from_pretrained(folder).get_encoder().eval()
+    network.config.max_source_positions = samples // 320
+    positions = network.embed_positions
+    positions.weight = torch.nn.Parameter(positions.weight[: samples // 320])
+    positions.num_embeddings = samples // 320
+    extractor = transformers.WhisperFeatureExtractor(chunk_length=samples // RATE)
+    inputs = extractor(clip, sampling_rate=RATE, return_tensors="pt")["input_features"]
+    with torch.no_grad():
+        output = network(inputs, output_hidden_states=True)
+    states = (*output.hidden_states[:-1], output.last_hidden_state)
+    return torch.cat(states, dim=2)[0].numpy()
+
+
+@pytest.mark.parametrize("samples", [RATE // 2, RATE, 2 * RATE])
+def test_whisper_reads_the_clip_and_a_second_of_silence(samples, saved):
+    (clip,) = _clips(samples)
+    frames = SSL(saved("whisper"), "all", seconds=2)(clip)
+    room = min(samples + RATE, 2 * RATE)
+    if room % RATE == 0:  # transformers knows whole seconds alone
+        expected = _own_length(saved("whisper"), clip, room)[: len(frames)]
+        np.testing.assert_allclose(frames, expected, atol=1e-5)
+    full = SSL(saved("whisper"), "all", seconds=2, window="full")(clip)
+    assert frames.shape == full.shape
+    same = room == 2 * RATE  # the whole window
+    assert (np.abs(frames - full).max() < 1e-5) == same
+
+
+def test_several_layers_stand_side_by_side_in_their_order(saved):
+    (clip,) = _clips(9000)
+    one, two = (SSL(saved("hubert"), layer)(clip) for layer in (1, 2))
+    both = SSL(saved("hubert"), [2, 1])
+    np.testing.assert_array_equal(both(clip), np.concatenate([two, one], axis=1))
+    assert both.layers == 2 and both == SSL(saved("hubert"), (-1, 1))
+    with pytest.raises(ValueError, match="name each layer once"):
+        SSL(saved("hubert"), (1, -2))
+    with pytest.raises(ValueError, match="layers 0 to 2: .* not \\(1, 5\\)"):
+        SSL(saved("hubert"), (1, 5))
+
+
+def test_a_folder_stands_for_a_model_of_the_hub(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved("whisper"), tmp_path / "whisper-tiny.en")
+    monkeypatch.setenv("METASER_ENCODERS", str(tmp_path))
+    found = make_frontend({"name": "whisper", "seconds": 2.0, "layer": [1, 2]})
+    named = SSL(saved("whisper"), (1, 2), pooling="mean", seconds=2.0)
+    assert found == named and found.width * found.layers == 32
+    np.testing.assert_array_equal(found(*_clips(9000)), named(*_clips(9000)))
+
+
+def test_the_real_encoder_is_the_one_that_is_known(encoders, corpora):
+    folder = encoders / "whisper-tiny.en"
+    frontend = make_frontend({"name": "whisper", "model": str(folder), "layer": [2]})
+    assert frontend.weights == (folder / "encoder.sha256").read_text().split()[0]
+    wave, _ = soundfile.read(next((corpora / "emovo").rglob("*.flac")), dtype="float32")
+    full = make_frontend({"name": "whisper", "model": str(folder), "layer": [2], "window": "full"})
+    frames = len(wave) // 320
+    expected = _direct(str(folder), wave)[2][: frames + 1].mean(axis=0)
+    np.testing.assert_allclose(full(wave)[0], expected, atol=2e-2)
+    assert np.corrcoef(frontend(wave)[0], full(wave)[0])[0, 1] > 0.9
 
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "whisper"])
@@ -248,7 +315,7 @@ def test_its_text_tells_its_numbers_and_not_where_the_folder_lies(saved, tmp_pat
     here = SSL(saved("hubert"))
     there = SSL(str(shutil.copytree(saved("hubert"), tmp_path / "hubert")), layer=2)
     assert repr(here) == repr(there) and here == there and hash(here) == hash(there)
-    assert str(tmp_path) not in repr(there) and "hubert" in repr(there)
+    assert str(tmp_path) not in repr(there) and here.weights in repr(there)
     others = [SSL(saved("hubert"), **changed) for changed in ({"layer": 1}, {"pooling": "mean"})]
     network = transformers.AutoModel.from_pretrained(there.model)
     network.encoder.layers[0].attention.q_proj.bias.data[0] += 1
@@ -259,6 +326,10 @@ def test_its_text_tells_its_numbers_and_not_where_the_folder_lies(saved, tmp_pat
     assert SSL(here.model, revision=here.revision) == here
     with pytest.raises(ValueError, match=f"digest {others[-1].revision}, not {here.revision}"):
         SSL(there.model, revision=here.revision)
+    assert SSL(here.model, weights=here.weights) == here
+    told = f"weights {here.weights}, not {others[-1].weights}: .* another encoder of the same name"
+    with pytest.raises(ValueError, match=told):
+        SSL(there.model, weights=here.weights)
 
 
 def test_what_is_pickled_is_small_and_works(saved):
@@ -282,7 +353,7 @@ def test_a_model_of_the_hub_is_taken_from_its_cache_and_named_by_its_commit(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     frontend, local = SSL("lab/hubert"), SSL(saved("hubert"))
     assert frontend.revision == commit and frontend.name == "lab/hubert"
-    assert commit in repr(frontend) and repr(frontend) != repr(local)
+    assert repr(frontend) == repr(local) and frontend == local  # the same tensors
     (clip,) = _clips(6000)
     np.testing.assert_array_equal(frontend(clip), local(clip))
     assert SSL("lab/hubert", revision="main") == frontend
