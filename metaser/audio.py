@@ -35,7 +35,9 @@ def find(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"expected a folder of audio files, found none at {folder}")
+        raise FileNotFoundError(
+            f"folder must hold audio files, but there is none at {folder}: correct the path"
+        )
     found, seen = [], set()
     for root, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         real = os.path.realpath(root)
@@ -53,6 +55,7 @@ def find(folder: str | Path) -> list[Path]:
 
 
 def _refuse(error: OSError) -> None:
+    """Raise what ``os.walk`` would pass over."""
     raise error
 
 
@@ -61,7 +64,7 @@ def decode(path: str | Path) -> tuple[np.ndarray, int]:
 
     Parameters
     ----------
-    path
+    path : str or Path
         Audio file of any kind that libsndfile reads; 8 to 32 bit, any rate, any channels.
 
     Returns
@@ -69,7 +72,7 @@ def decode(path: str | Path) -> tuple[np.ndarray, int]:
     samples : numpy.ndarray
         float32, shape (samples, channels), full scale = 1.
     rate : int
-        Samples a second.
+        Samples per second.
 
     Raises
     ------
@@ -108,19 +111,24 @@ def decode(path: str | Path) -> tuple[np.ndarray, int]:
         raise AudioError(f"{path}: the file holds no samples (zero length); fetch it again")
     bad = int(np.count_nonzero(~np.isfinite(samples)))
     if bad:
-        raise AudioError(f"{path}: {bad} of {samples.size} samples are NaN or infinite")
+        raise AudioError(
+            f"{path}: {bad} of {samples.size} samples are NaN or infinite; fetch it again"
+        )
     return samples, rate
 
 
 def _read_samples(file: soundfile.SoundFile) -> np.ndarray:
-    """All samples as float32 (samples, channels); scaling 16-bit ones here is twice as fast."""
+    """Return all samples as float32 (samples, channels); 16-bit ones are scaled here.
+
+    That is twice as fast as by libsndfile.
+    """
     if file.subtype != "PCM_16":
         return file.read(dtype="float32", always_2d=True)
     return np.multiply(file.read(dtype="int16", always_2d=True), 2.0**-15, dtype=np.float32)
 
 
 def _undecodable(path: Path, error: Exception) -> str:
-    """Say why libsndfile refused a file, guessing the usual mistake."""
+    """Return why libsndfile refused a file, guessing the usual mistake."""
     with path.open("rb") as file:
         start = file.read(40)
     if start.startswith(b"version https://git-lfs"):
@@ -132,7 +140,7 @@ def _undecodable(path: Path, error: Exception) -> str:
 
 
 def _ogg_ends(path: Path) -> bool:
-    """Tell whether the last page of an Ogg file is marked as the end and is there completely."""
+    """Return whether the last page of an Ogg file is marked as the end and is there completely."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 2**17))
         tail = file.read()
@@ -150,10 +158,10 @@ def read(path: str | Path, rate: int = 16000) -> np.ndarray:
 
     Parameters
     ----------
-    path
+    path : str or Path
         Audio file, see `decode`.
-    rate
-        Samples a second of the result.
+    rate : int
+        Samples per second of the result.
 
     Returns
     -------
@@ -162,17 +170,39 @@ def read(path: str | Path, rate: int = 16000) -> np.ndarray:
 
     Raises
     ------
+    ValueError
+        If `rate` is not above 0.
     FileNotFoundError, AudioError
         See `decode`; AudioError also if the clip is too short to leave a sample at `rate`.
     """
     if rate <= 0:
-        raise ValueError(f"expected a positive rate in Hz, came {rate}")
+        raise ValueError(f"rate must be above 0 Hz, not {rate}: give the rate to read at")
     samples, own = decode(path)
     return convert(path, samples, own, rate)
 
 
 def convert(path: str | Path, samples: np.ndarray, own: int, rate: int) -> np.ndarray:
-    """Return decoded audio (samples, channels) of rate ``own`` as mono at ``rate``, see `read`."""
+    """Return decoded audio as mono at another rate, see `read`.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where it comes from, for messages.
+    samples : numpy.ndarray
+        float32, shape (samples, channels).
+    own, rate : int
+        Samples per second that it has, and that the result has.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape (samples,), contiguous.
+
+    Raises
+    ------
+    AudioError
+        If the clip is too short to leave a sample at `rate`.
+    """
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
     if own != rate:
         mono = soxr.resample(mono, own, rate)
@@ -220,7 +250,7 @@ def content_hash(path: str | Path) -> str:
 
 
 def digest(samples: np.ndarray, rate: int) -> str:
-    """Return the digest of decoded audio, see `content_hash`."""
+    """Return the digest of decoded audio (samples, channels), see `content_hash`."""
     state = blake2b(f"{rate} {samples.shape[1]} ".encode(), digest_size=16)
     state.update(np.ascontiguousarray(samples, dtype="<f4").data)
     return state.hexdigest()

@@ -3,9 +3,10 @@
 import math
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, distributed, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+Item = TypeVar("Item")
+
 CPU = torch.device("cpu")
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a name; under ``torchrun`` "cuda" is the GPU of this process's own.
+    """Return the device of a name; under ``torchrun`` "cuda" is the GPU of this process's own.
 
     Raises
     ------
@@ -31,21 +34,21 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]
         raise ValueError(
-            f"device {name!r} is not to be had here ({why}): name another, such as cpu, or install "
-            "a PyTorch that is built for it"
+            f"device must be one that PyTorch finds here, not {name!r} ({why}): name another, such "
+            "as cpu, or install a PyTorch that is built for it"
         ) from error
     return device
 
 
-def device_of(method) -> torch.device:
-    """Where a method's parameters are; the processor, if it has none."""
+def device_of(method: object) -> torch.device:
+    """Return where a method's parameters are; the processor, if it has none."""
     parameters = method.parameters() if isinstance(method, nn.Module) else iter(())
     first = next(parameters, None)
     return CPU if first is None else first.device
 
 
 def generators(device: torch.device) -> list[torch.device]:
-    """What ``torch.random.fork_rng`` has to put back besides the processor's generator."""
+    """Return what ``torch.random.fork_rng`` has to put back besides the processor's generator."""
     return [device] if device.type == "cuda" else []
 
 
@@ -81,12 +84,12 @@ def process_group() -> Iterator[None]:
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return distributed.get_rank() if is_shared() else 0
 
 
-def from_first(value):
-    """What the first process gives, in every process."""
+def from_first(value: Any) -> Any:
+    """Return in every process what the first one gives; the others' values do not matter."""
     if not is_shared():
         return value
     held = [value]
@@ -94,8 +97,8 @@ def from_first(value):
     return held[0]
 
 
-def share(items: Sequence) -> Sequence:
-    """Every n-th item, for the n processes: this one's."""
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """Return this process's share of some items: every n-th one if there are n processes."""
     return items[rank() :: distributed.get_world_size()] if is_shared() else items
 
 
@@ -110,7 +113,7 @@ def sum_over_processes(tensors: Sequence[Tensor]) -> None:
 
 
 def is_shared() -> bool:
-    """Whether there are other processes."""
+    """Return whether there are other processes."""
     return distributed.is_available() and distributed.is_initialized()
 
 
@@ -151,7 +154,14 @@ class PeakMemory(TorchDispatchMode):
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation of PyTorch and count the tensors that it makes."""
         made = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):
             if isinstance(leaf, torch.Tensor):
@@ -159,6 +169,7 @@ class PeakMemory(TorchDispatchMode):
         return made
 
     def _count(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage once, until it is freed."""
         key = storage._cdata
         if key not in self._sizes:
             self._sizes[key] = storage.nbytes()
@@ -169,11 +180,12 @@ class PeakMemory(TorchDispatchMode):
                 raise MemoryError(f"{self.now} bytes are needed, the limit is {self.limit}")
 
     def _forget(self, key: int) -> None:
+        """Take a freed storage off the count."""
         self.now -= self._sizes.pop(key)
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that this process can still take: of a GPU, or by the machine and the container."""
+    """Return the bytes that this process can still take: of a GPU, or of machine and container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available

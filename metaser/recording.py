@@ -32,13 +32,13 @@ class Situation:
     Attributes
     ----------
     speed : float
-        Played so many times faster, 0.1 to 10; pitch and formants rise with it.
+        How many times faster it is played, 0.1 to 10; pitch and formants rise with it.
     codec : str
         One of ``CODECS``, by which the recording is kept or sent, such as "gsm"; none if empty.
     trim : bool
         Cut silence around the speech (quieter than the peak by 35 dB).
     tilt : float
-        Slope of the microphone's response in dB an octave around 1 kHz.
+        Slope of the microphone's response in dB per octave around 1 kHz.
     colours : tuple of (float, float)
         Bumps of the response, half an octave wide: centre in Hz and height in dB.
     lowest, highest : float
@@ -69,16 +69,20 @@ class Situation:
     speed: float = 1.0
     codec: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("highest", "wet", "ceiling"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}: raise it")
         if not 0.1 <= self.speed <= 10:
-            raise ValueError(f"speed must be between 0.1 and 10, not {self.speed}")
+            raise ValueError(f"speed must be between 0.1 and 10, not {self.speed}: change it")
         if self.codec and self.codec not in CODECS:
-            raise ValueError(f"codec must be one of {sorted(CODECS)}, not {self.codec!r}")
+            raise ValueError(
+                f"codec must be one of {sorted(CODECS)}, not {self.codec!r}: choose one, or none"
+            )
         if self.reverberation < 0:
-            raise ValueError(f"reverberation must be at least 0 s, not {self.reverberation}")
+            raise ValueError(
+                f"reverberation must be at least 0 s, not {self.reverberation}: 0 is for none"
+            )
 
 
 def draw_situation(rng: np.random.Generator) -> Situation:
@@ -130,8 +134,10 @@ def rerecord(
         room = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
         room *= situation.wet / np.sqrt((room**2).sum())
         heard = heard + fftconvolve(heard, room)[:samples]
-    noise = np.fft.rfft(rng.standard_normal(samples))
-    noise = np.fft.irfft(noise / np.maximum(frequency, 50) ** (situation.noise_slope / 2), samples)
+    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    noise = np.fft.irfft(
+        spectrum / np.maximum(frequency, 50) ** (situation.noise_slope / 2), samples
+    )
     loud = np.sqrt(np.mean(np.sort(heard**2)[samples // 2 :]))
     decibel = situation.noise + rng.uniform(-3, 3)
     heard = heard + noise * loud / (noise.std() + 1e-12) * 10 ** (-decibel / 20)
@@ -143,11 +149,12 @@ def rerecord(
 
 
 def _coded(waveform: np.ndarray, rate: int, codec: str) -> np.ndarray:
-    """The clip after a codec, of the same length, its peak at full scale."""
+    """Return the clip after a codec, of the same length, its peak at full scale."""
     form, encoding, own_rate = CODECS[codec]
     if not soundfile.check_format(form, encoding):
         raise ValueError(
-            f"libsndfile {soundfile.__libsndfile_version__} has no {encoding}: pip install -U "
+            f"codec must be one that libsndfile has, not {codec!r}: version "
+            f"{soundfile.__libsndfile_version__} lacks {encoding}; pip install --upgrade "
             "soundfile, or choose another codec"
         )
     file = io.BytesIO()
@@ -160,7 +167,7 @@ def _coded(waveform: np.ndarray, rate: int, codec: str) -> np.ndarray:
 
 
 def _response(frequency: np.ndarray, situation: Situation) -> np.ndarray:
-    """Amplitude response of microphone and channel at the given frequencies."""
+    """Return the amplitude response of microphone and channel at the given frequencies."""
     decibel = situation.tilt * np.log2(np.maximum(frequency, 60) / 1000)
     for centre, height in situation.colours:
         decibel += height * np.exp(-0.5 * (np.log2(frequency / centre) / 0.5) ** 2)

@@ -1,8 +1,12 @@
 """Video files as small grey pictures, by PyAV (``pip install 'metaser[video]'``)."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import av
 
 
 class VideoError(ValueError):
@@ -14,10 +18,10 @@ def read(path: str | Path, rate: float, size: int, seconds: float) -> np.ndarray
 
     Parameters
     ----------
-    path
+    path : str or Path
         Video file of any kind that FFmpeg reads.
     rate : float
-        Pictures a second, above 0. Picture k is the one on show at k / rate seconds.
+        Pictures per second, above 0. Picture k is the one on show at k / rate seconds.
     size : int
         Width and height of a picture, whatever the file's; every pixel is the mean of a block.
     seconds : float
@@ -41,7 +45,7 @@ def read(path: str | Path, rate: float, size: int, seconds: float) -> np.ndarray
         import av
     except ImportError as error:
         raise ModuleNotFoundError(
-            "video files are read by PyAV: pip install 'metaser[video]'"
+            "reading video files needs PyAV, which is not installed: pip install 'metaser[video]'"
         ) from error
     path = Path(path)
     if not path.is_file():
@@ -68,7 +72,7 @@ def read(path: str | Path, rate: float, size: int, seconds: float) -> np.ndarray
     return np.stack(pictures)[np.searchsorted(clock, wanted + 1e-6) - 1]
 
 
-def _grey(frame, size: int) -> np.ndarray:
-    """A frame as (size, size) float32 in [0, 1]."""
+def _grey(frame: "av.VideoFrame", size: int) -> np.ndarray:
+    """Return a frame as (size, size) float32 in [0, 1]."""
     grey = frame.reformat(width=size, height=size, format="gray", interpolation="AREA")
     return grey.to_ndarray().astype(np.float32) / 255

@@ -148,7 +148,7 @@ def test_missing_file_and_bad_rate(tmp_path, tone):
     with pytest.raises(FileNotFoundError, match="gone.wav"):
         audio.duration(tmp_path / "gone.wav")
     soundfile.write(tmp_path / "a.wav", tone, 16000)
-    with pytest.raises(ValueError, match="positive rate"):
+    with pytest.raises(ValueError, match="rate must be above 0 Hz"):
         audio.read(tmp_path / "a.wav", rate=0)
 
 

@@ -1,5 +1,6 @@
 """Where features are stored on disk, under which names, and which stores are outdated."""
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -28,7 +29,7 @@ LIBRARIES = {"audio": ("librosa", "soxr", "soundfile"), "text": ("scikit-learn",
 """Packages whose versions affect the numbers of all front ends of a modality."""
 
 READERS = {"audio": (audio,), "text": (), "video": (video,)}
-"""Modules that read the files of a modality; their source affects the numbers, too."""
+"""Modules that read the files of a modality; their code affects the numbers, too."""
 
 
 def default_cache() -> Path:
@@ -67,7 +68,9 @@ def store_name(frontend: Callable[..., Any], situation: Situation | None) -> str
 
 @functools.cache
 def code_digest(kind: type, engine: str, heard: bool) -> str:
-    """Return a digest of the library versions and source files behind a front end's numbers.
+    """Return a digest of the library versions and the code behind a front end's numbers.
+
+    Words do not count, see ``code_without_words``.
 
     Parameters
     ----------
@@ -83,7 +86,47 @@ def code_digest(kind: type, engine: str, heard: bool) -> str:
     libraries += traits.libraries
     readers = [inspect.getsource(module) for module in READERS[traits.modality]]
     sources = [*readers, source_of(kind), *[inspect.getsource(recording)] * heard]
-    return _digest([kind.__name__, *map(version, libraries), *sources])
+    codes = map(code_without_words, sources)
+    return _digest([kind.__name__, *map(version, libraries), *codes])
+
+
+def code_without_words(source: str) -> str:
+    """Return the code of a module without comments, docstrings and the types of signatures.
+
+    So a store stays current when these change. All else counts: names, defaults, decorators, fields
+    of classes with their types, messages, and imports (also those that only a type needs).
+
+    Another version of Python may write the same code in another form. A store that was made there
+    may then be extracted again.
+
+    Parameters
+    ----------
+    source : str
+        Text of a module. What is not Python is returned as it is: ``source_of`` gives a mere name
+        where there is no source.
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return source
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            node.returns = None
+        statements = getattr(node, "body", None)
+        if isinstance(statements, list):
+            statements[:] = [s for s in statements if not _is_docstring(s)] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    """Return whether a statement is a mere text; below a constant or a field, it is about that."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 def audio_folder(task: Task) -> Path:
@@ -214,7 +257,7 @@ def _describe(folder: Path, codes: set[str], unknown: set[str]) -> Stored:
 def prune(cache: str | Path | None = None, tasks: Sequence[str] = ()) -> list[Stored]:
     """Remove the stores of some tasks or, if none is named, all outdated stores.
 
-    Outdated are stores of other library versions or other source code, and those of front ends
+    Outdated are stores of other library versions or other code, and those of front ends
     that are not in ``FAMILIES``.
 
     Returns

@@ -8,8 +8,12 @@ needs a licence bought from audEERING. It asks to be cited.
 
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from opensmile import Smile
 
 LEVELS = {
     "functionals": "Functionals",
@@ -65,7 +69,7 @@ class OpenSmile:
     rate: int = 16000
     seconds: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _extractor(self.features, self.level)
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
@@ -84,8 +88,8 @@ class OpenSmile:
 
 
 @cache
-def _extractor(features: str, level: str):
-    """Make openSMILE's extractor once a process; it cannot be pickled."""
+def _extractor(features: str, level: str) -> "Smile":
+    """Return openSMILE's extractor, made once per process; it cannot be pickled."""
     try:
         from opensmile import FeatureLevel, FeatureSet, Smile
     except ImportError as error:
@@ -98,5 +102,7 @@ def _extractor(features: str, level: str):
         ("level", level, LEVELS),
     ):
         if value not in known:
-            raise ValueError(f"{name} must be one of {list(known)}, not {value!r}")
+            raise ValueError(
+                f"{name} must be one of {list(known)}, not {value!r}: choose one of them"
+            )
     return Smile(FeatureSet[features], FeatureLevel[LEVELS[level]])

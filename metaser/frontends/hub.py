@@ -90,7 +90,7 @@ VOCABULARIES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 
 
 @cache
-def _file_digest(path: Path, size: int, changed: int) -> bytes:
+def _file_digest(path: Path, size: int, changed: int) -> bytes:  # noqa: ARG001 (keys of the cache)
     """Read a file of perhaps gigabytes once, unless it changes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").digest()

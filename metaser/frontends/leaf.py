@@ -60,7 +60,7 @@ class Leaf(nn.Module):
     channels : int
         Channels of the output.
     centres : Parameter
-        (filters,) centre frequencies in radians a sample, from 0 to pi.
+        (filters,) centre frequencies in radians per sample, from 0 to pi.
     widths : Parameter
         (filters,) deviations of the filters' envelopes in samples, which are inverse bandwidths:
         the full width at half maximum of a filter's response is between one over the window and
@@ -79,9 +79,17 @@ class Leaf(nn.Module):
 
     AS_IS = True
 
+    times: Tensor
+    """(window,) samples from the middle of a filter."""
+    points: Tensor
+    """(points,) those of them at which the pooling windows are evaluated."""
+    weights: Tensor
+    """(points,) samples that each point stands for."""
+
     def __init__(
         self,
         filters: int = 40,
+        *,
         rate: int = 16000,
         window: float = 25.0,
         stride: float = 10.0,
@@ -89,21 +97,29 @@ class Leaf(nn.Module):
         step: int = 8,
         adapts: bool = False,
         frozen: bool = False,
-    ):
+    ) -> None:
         half, hop = round(window * rate / 2000), round(stride * rate / 1000)
-        _check(filters, rate, window, stride, seconds, half, hop)
+        _check(
+            filters,
+            rate=rate,
+            window=window,
+            stride=stride,
+            seconds=seconds,
+            half=half,
+            hop=hop,
+        )
         if step < 1 or hop % step or 4 * step > half:
             largest = max(n for n in range(1, max(half // 4, 1) + 1) if hop % n == 0)
             raise ValueError(
                 f"step must be a divisor of the stride, {hop} samples, and at most an eighth of "
-                f"the window, {2 * half + 1} samples, e.g. {largest}, not {step}"
+                f"the window, {2 * half + 1} samples, not {step}: set it to {largest}"
             )
         if adapts and frozen:
-            raise ValueError("adapts and frozen contradict each other: set one of them to false")
+            raise ValueError("adapts and frozen must not both be true: set one of them to false")
         super().__init__()
         self.extracted = Waveform(rate=rate, hop=rate // 100, seconds=seconds)
         self.channels, self.adapts = filters, adapts
-        self.half, self.hop, self.step = half, hop, step
+        self._half_window, self.hop, self.step = half, hop, step
         mel = librosa.mel_frequencies(
             filters + 2, fmin=LOWEST, fmax=min(HIGHEST, rate / 2), htk=True
         )
@@ -128,7 +144,8 @@ class Leaf(nn.Module):
         self.register_buffer("weights", weights, persistent=False)
 
     def extra_repr(self) -> str:
-        sizes = f"{self.channels}, half={self.half}, hop={self.hop}, step={self.step}"
+        """Return the settings; PyTorch asks for them to describe a module."""
+        sizes = f"{self.channels}, half={self._half_window}, hop={self.hop}, step={self.step}"
         return f"{sizes}, adapts={self.adapts}, {self.extracted}"
 
     def forward(self, audio: Padded) -> Padded:
@@ -149,11 +166,12 @@ class Leaf(nn.Module):
         return Padded(values.transpose(1, 2) * mask.unsqueeze(-1), mask)
 
     def energy(self, samples: Tensor) -> Tensor:
-        """Pooled energy (clips, filters, frames) of samples (clips, samples)."""
+        """Return the pooled energy (clips, filters, frames) of samples (clips, samples)."""
         frames = ceil(samples.shape[1] / self.hop)
-        reach = self.half // self.step * self.step
-        before = self.half + reach - self.hop // 2
-        total = (frames - 1) * self.hop + 2 * (self.half + reach) + 1
+        half = self._half_window
+        reach = half // self.step * self.step
+        before = half + reach - self.hop // 2
+        total = (frames - 1) * self.hop + 2 * (half + reach) + 1
         samples = pad(samples, (before, total - before - samples.shape[1]))
         parts = conv1d(
             samples.unsqueeze(1), self.gabor().flatten(0, 1).unsqueeze(1), None, self.step
@@ -163,22 +181,25 @@ class Leaf(nn.Module):
         return conv1d(power, windows, None, self.hop // self.step, groups=self.channels)
 
     def gabor(self) -> Tensor:
-        """Real and imaginary part of the filters, (2, filters, window)."""
+        """Return the real and imaginary parts of the filters, (2, filters, window)."""
         narrowest, widest = BELL / pi, BELL * len(self.times) / (2 * pi)
         widths = _within(self.widths, narrowest, widest).unsqueeze(1)
         phases = _within(self.centres, 0, pi).unsqueeze(1) * self.times
         return _bell(self.times, widths) * torch.stack([phases.cos(), phases.sin()])
 
     def windows(self) -> Tensor:
-        """Pooling windows at every ``step``-th sample, (filters, points), of a sum of about 1."""
-        shares = _within(self.pooling, self.step / self.half, 0.5)
-        return _bell(self.points, shares.unsqueeze(1) * self.half) * self.weights
+        """Return the pooling windows at every ``step``-th sample, (filters, points).
+
+        Each sums to about 1.
+        """
+        shares = _within(self.pooling, self.step / self._half_window, 0.5)
+        return _bell(self.points, shares.unsqueeze(1) * self._half_window) * self.weights
 
 
 def pcen(
     energy: Tensor, smoothing: Tensor, exponents: Tensor, offsets: Tensor, roots: Tensor
 ) -> Tensor:
-    """Per-channel energy normalisation.
+    """Return the energy after per-channel energy normalisation (PCEN).
 
     Parameters
     ----------
@@ -199,7 +220,7 @@ def pcen(
 
 
 def smooth(energy: Tensor, smoothing: Tensor) -> Tensor:
-    """M[t] = (1 - s) M[t-1] + s E[t] with M[0] = E[0], a block of frames at a time.
+    """Return M[t] = (1 - s) M[t-1] + s E[t] with M[0] = E[0], a block of frames at a time.
 
     Parameters
     ----------
@@ -223,22 +244,34 @@ def smooth(energy: Tensor, smoothing: Tensor) -> Tensor:
 
 
 def _bell(times: Tensor, deviations: Tensor) -> Tensor:
-    """Normal density at some times."""
+    """Return the normal density at some times."""
     return torch.exp(-0.5 * (times / deviations) ** 2) / (sqrt(2 * pi) * deviations)
 
 
 def _within(values: Tensor, low: float, high: float | None) -> Tensor:
-    """Values brought into a range, with the slope 1 everywhere."""
+    """Return values brought into a range, with the slope 1 everywhere."""
     return values + (values.clamp(low, high) - values).detach()
 
 
-def _check(filters, rate, window, stride, seconds, half, hop) -> None:
+def _check(
+    filters: int,
+    *,
+    rate: int,
+    window: float,
+    stride: float,
+    seconds: float,
+    half: int,
+    hop: int,
+) -> None:
+    """Refuse settings out of range; ``half`` and ``hop`` are window / 2 and stride in samples."""
     if filters < 1:
-        raise ValueError(f"filters must be at least 1, not {filters}")
+        raise ValueError(f"filters must be at least 1, not {filters}: raise it")
     if rate <= 2 * LOWEST:
-        raise ValueError(f"rate must be above {2 * LOWEST:.0f} Hz, not {rate}")
+        raise ValueError(f"rate must be above {2 * LOWEST:.0f} Hz, not {rate}: raise it")
     for name, value, samples in ("window", window, half), ("stride", stride, hop):
         if samples < 1:
-            raise ValueError(f"{name} must be some samples long, in ms, not {value} at {rate} Hz")
+            raise ValueError(
+                f"{name} must be some samples long, not {value} ms at {rate} Hz: raise it"
+            )
     if seconds <= 0:
-        raise ValueError(f"seconds must be positive, not {seconds}")
+        raise ValueError(f"seconds must be above 0, not {seconds}: raise it")

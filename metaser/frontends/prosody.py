@@ -43,11 +43,12 @@ class Prosody:
     highest: float = 600.0
     seconds: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 34 <= self.lowest < self.highest <= self.rate / 4:
             raise ValueError(
-                f"pitch is searched between 34 and {self.rate / 4:g} Hz (a quarter of the rate), "
-                f"lowest below highest; came lowest={self.lowest}, highest={self.highest}"
+                f"lowest and highest must be between 34 and {self.rate / 4:g} Hz (a quarter of the "
+                f"rate), lowest below highest, not lowest={self.lowest}, highest={self.highest}: "
+                "change the range, or raise the rate"
             )
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
@@ -55,8 +56,8 @@ class Prosody:
 
         The channels are: pitch in semitones above 100 Hz, 0 where unvoiced; probability of voicing,
         0 to 1; level (RMS of 40 ms) in dB relative to full scale, at least -100; slope of the pitch
-        in semitones a frame, fitted within each voiced stretch and 0 elsewhere; slope of the level
-        in dB a frame.
+        in semitones per frame, fitted within each voiced stretch and 0 elsewhere; slope of the
+        level in dB per frame.
         """
         hop = self.rate // 100
         waveform = waveform[: round(self.seconds * self.rate)]
@@ -78,7 +79,10 @@ class Prosody:
 
 
 def _slope(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Change a frame, fitted within each stretch of frames present; 0 in those below three."""
+    """Return the change per frame, fitted within each stretch of frames that are present.
+
+    It is 0 elsewhere, and in stretches of fewer than three frames.
+    """
     slope = np.zeros_like(values)
     for stretch in np.split(np.arange(len(values)), np.flatnonzero(np.diff(present)) + 1):
         width = min(SLOPE_FRAMES, len(stretch) - 1 + len(stretch) % 2)

@@ -4,12 +4,17 @@ The package and its weights are under the Apache License 2.0.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from metaser import safe_librosa as librosa
+
+if TYPE_CHECKING:
+    from resemblyzer import VoiceEncoder
 
 QUIETEST = 1e-5
 """Clips without a sample above this (-100 dB) hold nothing to amplify."""
@@ -17,7 +22,7 @@ QUIETEST = 1e-5
 
 @dataclass(frozen=True)
 class SpeakerEmbedding:
-    """One vector a clip, of length 1, that is alike for clips of one voice.
+    """One vector per clip, of length 1, that is alike for clips of one voice.
 
     Clips below -30 dB relative to full scale are amplified to that, as ``resemblyzer`` does. Its
     removal of pauses is left out: it took up to 70 % of a clip of emotional speech, and told
@@ -48,9 +53,11 @@ class SpeakerEmbedding:
     rate: int = 16000
     seconds: float = 30.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rate != 16000:
-            raise ValueError(f"the speaker encoder hears 16000 Hz only, not {self.rate}")
+            raise ValueError(
+                f"rate must be 16000 Hz, as the encoder needs, not {self.rate}: leave it out"
+            )
         _encoder()
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
@@ -63,8 +70,8 @@ class SpeakerEmbedding:
 
 
 @cache
-def _encoder():
-    """Load the encoder once a process; returned with what amplifies quiet clips for it."""
+def _encoder() -> tuple["VoiceEncoder", Callable[[np.ndarray], np.ndarray]]:
+    """Return the encoder, loaded once per process, and what amplifies quiet clips for it."""
     librosa.feature  # noqa: B018 (resemblyzer uses librosa: this loads it by one process at a time)
     try:
         with warnings.catch_warnings(action="ignore"):  # it imports from places that are to go

@@ -39,7 +39,7 @@ class MFCC:
     rate : int
         Sampling rate in Hz that the waveform must have. The paper's 22,050 Hz is librosa's default.
     coefficients : int
-        Coefficients a frame.
+        Coefficients per frame.
     frames : int
         Frames kept. Longer clips are cut, shorter ones are padded with zeros at the end, so
         every clip has exactly this many frames.
@@ -59,7 +59,7 @@ class MFCC:
     deltas: int = 0
     engine: str = "librosa"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_engine(self.engine)
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
@@ -75,14 +75,17 @@ class MFCC:
     def many(
         self, waveforms: Sequence[np.ndarray], device: torch.device | str | None = None
     ) -> list[np.ndarray]:
-        """What calling gives for each; "torch" works on ``device``, by itself on a GPU if any."""
+        """Return what calling gives for each.
+
+        "torch" works on ``device``: if none is named, on a GPU if there is one.
+        """
         if self.engine == "librosa":
             return [self(waveform) for waveform in waveforms]
         mels = _torch_mel(waveforms, self.rate, 2048, 512, 128, device)
         return [self._cepstrum(np.maximum(mel, mel.max() - 80).T) for mel in mels]
 
     def _cepstrum(self, mel: np.ndarray) -> np.ndarray:
-        """Coefficients and their derivatives of a mel spectrum in dB (bands, frames)."""
+        """Return the coefficients and their derivatives of a mel spectrum in dB (bands, frames)."""
         values = librosa.feature.mfcc(S=mel, n_mfcc=self.coefficients)
         # The nine frames that a derivative is fitted to do not fit into a shorter clip.
         mode = "interp" if values.shape[1] >= 9 else "nearest"
@@ -117,7 +120,7 @@ class LogMel:
     frames: int = 300
     engine: str = "librosa"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_engine(self.engine)
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
@@ -132,7 +135,10 @@ class LogMel:
     def many(
         self, waveforms: Sequence[np.ndarray], device: torch.device | str | None = None
     ) -> list[np.ndarray]:
-        """What calling gives for each; "torch" works on ``device``, by itself on a GPU if any."""
+        """Return what calling gives for each.
+
+        "torch" works on ``device``: if none is named, on a GPU if there is one.
+        """
         if self.engine == "librosa":
             return [self(waveform) for waveform in waveforms]
         cut = [self._cut(waveform) for waveform in waveforms]
@@ -140,13 +146,13 @@ class LogMel:
         return [mel[: self.frames] for mel in mels]
 
     def _cut(self, waveform: np.ndarray) -> np.ndarray:
-        """The samples that the frames kept are made of."""
+        """Return the samples that the frames kept are made of."""
         return waveform[: self.frames * self.hop + self.window]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """One vector a clip: statistics of timbre, energy, pitch and timing.
+    """One vector per clip: statistics of timbre, energy, pitch and timing.
 
     Timbre is pooled twice: over the active frames only (within 35 dB of the loudest), so that the
     silence around the speech, which differs from corpus to corpus, does not count; and, for the
@@ -157,7 +163,7 @@ class Statistics:
     rate : int
         Sampling rate in Hz that the waveform must have.
     coefficients : int
-        Mel-frequency cepstral coefficients a frame.
+        Mel-frequency cepstral coefficients per frame.
     lowest_pitch, highest_pitch : float
         Search range of the fundamental frequency in Hz.
     seconds : float
@@ -189,7 +195,7 @@ class Statistics:
         return np.concatenate([*whole, *pooled, energy, pitch]).astype(np.float32)[None]
 
     def _timbre(self, spectrum: np.ndarray, mel: np.ndarray, cepstrum: np.ndarray) -> np.ndarray:
-        """Frame descriptors of timbre besides the cepstrum, (channels, frames)."""
+        """Return the frame descriptors of timbre besides the cepstrum, (channels, frames)."""
         window = 2 * (len(spectrum) - 1)
         frequency = librosa.fft_frequencies(sr=self.rate, n_fft=window)
         edges = [0, 500, 1000, 2000, 4000, self.rate / 2 + 1]
@@ -213,7 +219,10 @@ class Statistics:
         )
 
     def _pitch(self, waveform: np.ndarray, active: np.ndarray, hop: int) -> np.ndarray:
-        """Statistics of pitch in semitones above 100 Hz, of voicing and of timing, (channels,)."""
+        """Return statistics of pitch, of voicing and of timing, (channels,).
+
+        The pitch is in semitones above 100 Hz.
+        """
         pitch = librosa.yin(
             waveform,
             fmin=self.lowest_pitch,
@@ -240,20 +249,26 @@ class Statistics:
 
 
 def _check_engine(engine: str) -> None:
+    """Refuse an engine that is not known."""
     if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}")
+        raise ValueError(f"engine must be one of {ENGINES}, not {engine!r}: choose one of them")
 
 
 @cache
 def _mel_filters(rate: int, window: int, bands: int) -> np.ndarray:
-    """Librosa's mel filters (bands, bins); made once, for they cost as much as a short clip."""
+    """Return librosa's mel filters (bands, bins); kept, for they cost as much as a short clip."""
     return librosa.filters.mel(sr=rate, n_fft=window, n_mels=bands)
 
 
 def _torch_mel(
-    waveforms: Sequence[np.ndarray], rate: int, window: int, hop: int, bands: int, device=None
+    waveforms: Sequence[np.ndarray],
+    rate: int,
+    window: int,
+    hop: int,
+    bands: int,
+    device: torch.device | str | None = None,
 ) -> list[np.ndarray]:
-    """Mel spectra in dB of clips of any lengths as librosa computes them, each (frames, bands).
+    """Return the mel spectra in dB of clips, as librosa computes them, each (frames, bands).
 
     Fourier transforms are in float64, as librosa's: in float32 the quiet bands of speech would be
     off by some thousandths of a dB.
@@ -272,8 +287,8 @@ def _torch_mel(
         power = squares[..., 0] + squares[..., 1]
         torch.cat([linear(power[:, bins], part) for bins, part in filters], dim=1, out=out)
         out.clamp_(min=1e-10).log10_().mul_(10)
-    levels = levels.cpu().numpy()
-    return [levels[start : start + count] for start, count in zip(starts, counts)]
+    together = levels.cpu().numpy()
+    return [together[start : start + count] for start, count in zip(starts, counts)]
 
 
 def _line_up(
@@ -302,9 +317,10 @@ def _line_up(
 def _torch_constants(
     rate: int, window: int, bands: int, device: torch.device
 ) -> tuple[torch.Tensor, list[tuple[slice, torch.Tensor]]]:
-    """The window (samples,), and the mel filters by groups of neighbours, each (bands, bins).
+    """Return the window (samples,), and the mel filters by groups of neighbours.
 
-    A group comes with the bins that it reaches: most of the filters' whole matrix is zero.
+    Each group is (bands, bins). It comes with the bins that it reaches: most of the filters' whole
+    matrix is zero.
     """
     hann = torch.hann_window(window, dtype=torch.float64, device=device)
     groups = []
@@ -316,7 +332,7 @@ def _torch_constants(
 
 
 def _energy(level: np.ndarray, active: np.ndarray) -> np.ndarray:
-    """Statistics of the level in dB; all but the first are free of the recording's gain, (8,)."""
+    """Return statistics of the level in dB, (8,); all but the first do not depend on the gain."""
     loud = level[active]
     low, quarter, median, three, high = np.percentile(loud, [5, 25, 50, 75, 95])
     steps = np.abs(np.diff(level, prepend=level[:1]))[active]

@@ -125,7 +125,7 @@ class SSL:
     layers: int = field(init=False, repr=False)
     width: int = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {POOLINGS}, not {self.pooling!r}")
         if self.half and not torch.cuda.is_available():
@@ -136,7 +136,7 @@ class SSL:
         self._check_window(extractor)
         total = config.num_hidden_layers + 1
         layer = _settle_layer(self.model, self.layer, total)
-        count = {int: 1, str: total}.get(type(layer)) or len(layer)
+        count = len(layer) if isinstance(layer, tuple) else (total if layer == "all" else 1)
         weights = weights_digest(model, revision)
         if self.weights not in ("", weights):
             raise ValueError(
@@ -183,7 +183,7 @@ class SSL:
         # Here Whisper works on half a minute, however short the clip is.
         least = getattr(extractor, "n_samples", 0) if whole else 0
         room = BATCH_SECONDS[network.device.type] * self.rate
-        frames = {}
+        frames: dict[int, np.ndarray] = {}
         for rows in _batches([len(clip) for clip in clips], room, heeds_padding, least):
             chosen = [clips[row] for row in rows]
             states = _encode(network, extractor, chosen, self.layer, self.half, whole=whole)
@@ -223,7 +223,7 @@ class LayerWeights(nn.Module):
         normalise: bool = False,
         revision: str = "",
         adapts: bool = True,
-    ):
+    ) -> None:
         super().__init__()
         self.extracted = SSL(model, "all", pooling, seconds, revision)
         self.channels = self.extracted.width
@@ -232,6 +232,7 @@ class LayerWeights(nn.Module):
         self.weights = nn.Parameter(torch.zeros(self.extracted.layers))
 
     def extra_repr(self) -> str:
+        """Return what tells two of them apart."""
         return f"{self.extracted}, normalise={self.normalise}, adapts={self.adapts}"
 
     def forward(self, audio: Padded) -> Padded:
@@ -289,7 +290,7 @@ class SSLEncoder(nn.Module):
         alpha: float = 16.0,
         revision: str = "",
         adapts: bool = True,
-    ):
+    ) -> None:
         super().__init__()
         peft = hub.need("peft")
         if pooling not in ("none", "mean"):
@@ -318,6 +319,7 @@ class SSLEncoder(nn.Module):
         self.train()
 
     def extra_repr(self) -> str:
+        """Return what tells two of them apart."""
         return f"{self.extracted}, pooling={self.pooling!r}, adapts={self.adapts}"
 
     def train(self, mode: bool = True) -> "SSLEncoder":
@@ -368,19 +370,18 @@ def _settle_layer(
     """
     if layer == "all":
         return "all"
-    several = not isinstance(layer, int | str)
-    wanted = list(layer) if several else [layer]
+    wanted = [layer] if isinstance(layer, int | str) else list(layer)
     if not wanted or any(one not in range(-total, total) for one in wanted):
         raise ValueError(
             f"{model} has layers 0 to {total - 1}: layer must be one of them, one of -1 "
             f"to {-total}, several of these, or 'all', not {layer!r}"
         )
-    settled = tuple(one % total for one in wanted)
+    settled = tuple(int(one) % total for one in wanted)
     if len(set(settled)) < len(settled):
         raise ValueError(
             f"layer must name each layer once, not {layer!r}: leave out the repetition"
         )
-    return settled if several else settled[0]
+    return settled[0] if isinstance(layer, int) else settled
 
 
 @cache
@@ -411,7 +412,7 @@ def _describe(model: str, revision: str) -> tuple:
     return config, extractor
 
 
-def _network(model: str, revision: str, **options) -> nn.Module:
+def _network(model: str, revision: str, **options: str) -> Any:
     """The speech encoder in float32 on the CPU, in evaluation.
 
     Raises
@@ -455,7 +456,7 @@ def _load(model: str, revision: str) -> tuple:
     return network.to("cuda" if torch.cuda.is_available() else "cpu"), extractor, heeds
 
 
-def _heeds_padding(network: nn.Module, extractor) -> bool:
+def _heeds_padding(network: Any, extractor: Any) -> bool:
     """Try whether a clip's frames change with a longer one beside it.
 
     They do where a layer that takes no mask mixes frames: normalisation over time, or convolutions
@@ -468,7 +469,7 @@ def _heeds_padding(network: nn.Module, extractor) -> bool:
 
 
 def _encode(
-    network: nn.Module,
+    network: Any,
     extractor: Any,
     clips: list[np.ndarray],
     layer: int | str | Sequence[int],
@@ -489,8 +490,10 @@ def _encode(
             f"{type(network).__name__} has layers of different frame rates ({frames} frames of one "
             "clip), which is not supported: choose an encoder without squeezed layers"
         )
-    if layer != "all":
-        states = [states[one] for one in ([layer] if isinstance(layer, int) else layer)]
+    if isinstance(layer, int):
+        states = [states[layer]]
+    elif not isinstance(layer, str):
+        states = [states[one] for one in layer]
     chosen = torch.stack(list(states), dim=1).float().cpu().numpy()
     return [own[:, :count] for own, count in zip(chosen, counts)]
 

@@ -1,15 +1,19 @@
-"""Front ends of text: a clip's transcript becomes frames, one a word or a token, or one a clip."""
+"""Front ends of text: a transcript becomes frames, one per word or token, or one per clip."""
 
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from metaser.frontends import hub
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PER = ("word", "clip")
 POOLINGS = ("none", "mean")
@@ -32,7 +36,7 @@ class HashedNgrams:
     shortest, longest : int
         Letters of an n-gram, 1 <= shortest <= longest.
     per : {"word", "clip"}
-        One frame a word, or one a clip. A text without words has no frame.
+        One frame per word, or one per clip. A text without words has no frame.
 
     Raises
     ------
@@ -52,13 +56,13 @@ class HashedNgrams:
     longest: int = 3
     per: str = "word"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.per not in PER:
-            raise ValueError(f"per must be one of {PER}, not {self.per!r}")
+            raise ValueError(f"per must be one of {PER}, not {self.per!r}: choose one of them")
         if self.channels < 1 or not 1 <= self.shortest <= self.longest:
             raise ValueError(
-                "channels must be at least 1, and 1 <= shortest <= longest; came "
-                f"{self.channels}, {self.shortest} and {self.longest}"
+                "channels must be at least 1, and 1 <= shortest <= longest, not "
+                f"{self.channels}, {self.shortest} and {self.longest}: change what is out of range"
             )
 
     def __call__(self, text: str) -> np.ndarray:
@@ -93,7 +97,7 @@ class TextEncoder:
         0 is what the first transformer layer reads, k what layer k gives; negative numbers count
         from the end.
     pooling : {"none", "mean"}
-        Tokens as frames, or one frame a clip: their mean. Marks of begin and end, which every
+        Tokens as frames, or one frame per clip: their mean. Marks of begin and end, which every
         tokenizer adds in its own way, are left out.
     tokens : int
         Longest text, marks included; what exceeds it is cut.
@@ -132,18 +136,20 @@ class TextEncoder:
     name: str = field(init=False)
     width: int = field(init=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {POOLINGS}, not {self.pooling!r}")
+            raise ValueError(
+                f"pooling must be one of {POOLINGS}, not {self.pooling!r}: choose one of them"
+            )
         revision = hub.revision(self.model, self.revision, _SAVE)
         config = _config(self.model, revision)
         if self.tokens < 3:
-            raise ValueError(f"tokens must be at least 3, not {self.tokens}")
+            raise ValueError(f"tokens must be at least 3, not {self.tokens}: raise it")
         total = config.num_hidden_layers + 1
         if self.layer not in range(-total, total):
             raise ValueError(
-                f"{self.model} has layers 0 to {total - 1}: layer must be one of them or of -1 to "
-                f"{-total}, not {self.layer}"
+                f"layer must be one of the layers 0 to {total - 1} of {self.model}, or of -1 to "
+                f"{-total}, not {self.layer}: choose one of them"
             )
         folder = Path(self.model)
         for key, value in {
@@ -159,7 +165,7 @@ class TextEncoder:
         return self.many([text])[0]
 
     def many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """What calling gives for each; texts of similar length are encoded together."""
+        """Return what calling gives for each; texts of similar length are encoded together."""
         frames = [np.zeros((0, self.width), np.float32)] * len(texts)
         rows = sorted(
             (row for row, text in enumerate(texts) if text.strip()), key=lambda r: len(texts[r])
@@ -171,7 +177,7 @@ class TextEncoder:
         return frames
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Tokens of each text, (tokens, ``width``)."""
+        """Return the tokens of each text, (tokens, ``width``)."""
         network, tokenizer = _load(self.model, self.revision)
         inputs = tokenizer(
             texts,
@@ -194,7 +200,8 @@ _SAVE = (
 )
 
 
-def _config(model: str, revision: str):
+def _config(model: str, revision: str) -> "PretrainedConfig":
+    """Return the configuration of a text encoder; refuse another kind of model."""
     transformers = hub.need("transformers")
     try:
         config = transformers.AutoConfig.from_pretrained(model, revision=revision)
@@ -205,15 +212,15 @@ def _config(model: str, revision: str):
         ) from error
     if config.is_encoder_decoder or not hasattr(config, "vocab_size"):
         raise ValueError(
-            f"{model} is of the architecture {config.model_type!r}: expected a text encoder such "
-            "as BERT or XLM-R"
+            f"model must be a text encoder, not {model}, whose architecture is "
+            f"{config.model_type!r}: name one such as BERT or XLM-R"
         )
     return config
 
 
 @lru_cache(maxsize=1)
-def _load(model: str, revision: str) -> tuple:
-    """The encoder in evaluation and its tokenizer; one a process.
+def _load(model: str, revision: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return the encoder in evaluation mode and its tokenizer; loaded once per process.
 
     Raises
     ------
@@ -236,7 +243,7 @@ def _load(model: str, revision: str) -> tuple:
     if missing:
         raise FileNotFoundError(
             f"{model} has no weights {', '.join(missing[:3])} (missing: {len(missing)}): the files "
-            "are incomplete, or not those of a text encoder"
+            "are incomplete, or not those of a text encoder; fetch them again or name another"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return network.eval().to(device), tokenizer

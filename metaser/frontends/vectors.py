@@ -16,7 +16,7 @@ class Vectors:
     modality : {"audio", "text", "video"}
         Which of them.
     pooling : {"none", "mean", "statistics"}
-        Frames as they are; or one frame a clip: their mean, or their mean and standard deviation.
+        Frames as they are; or one frame per clip: their mean, or their mean and standard deviation.
 
     Raises
     ------
@@ -27,15 +27,18 @@ class Vectors:
     modality: str
     pooling: str = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {POOLINGS}, not {self.pooling!r}")
+            raise ValueError(f"pooling must be one of {POOLINGS}, not {self.pooling!r}: choose one")
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Return (frames, channels) or one frame of (frames, channels); none stays none."""
+        """Return frames (frames, channels), or one frame that pools them; no frames stay none."""
         if self.pooling == "none":
             return frames
-        moments = [frames.mean, frames.std][: 1 if self.pooling == "mean" else 2]
         if not len(frames):
-            return np.zeros((0, len(moments) * frames.shape[1]), np.float32)
-        return np.concatenate([moment(axis=0, keepdims=True) for moment in moments], axis=1)
+            moments = 1 if self.pooling == "mean" else 2
+            return np.zeros((0, moments * frames.shape[1]), np.float32)
+        mean = frames.mean(axis=0, keepdims=True)
+        if self.pooling == "mean":
+            return mean
+        return np.concatenate([mean, frames.std(axis=0, keepdims=True)], axis=1)

@@ -17,7 +17,7 @@ class VideoFrames:
     Parameters
     ----------
     fps : float
-        Pictures a second, above 0.
+        Pictures per second, above 0.
     size : int
         Pixels in width and in height, at least 1.
     seconds : float
@@ -36,11 +36,11 @@ class VideoFrames:
     size: int = 16
     seconds: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.fps > 0 and self.size >= 1 and self.seconds > 0):
             raise ValueError(
-                "fps and seconds must be above 0, and size at least 1; came "
-                f"{self.fps}, {self.seconds} and {self.size}"
+                "fps and seconds must be above 0, and size at least 1, not "
+                f"{self.fps}, {self.seconds} and {self.size}: raise what is below"
             )
 
     def __call__(self, path: str | Path) -> np.ndarray:

@@ -15,9 +15,14 @@ class Waveform:
     rate : int
         Sampling rate in Hz that the waveform must have.
     hop : int
-        Samples a frame.
+        Samples per frame.
     seconds : float
         Longest clip; what exceeds it is cut. Shorter clips stay short.
+
+    Raises
+    ------
+    ValueError
+        If ``hop`` or ``seconds`` is not above 0.
     """
 
     AS_IS = True
@@ -26,11 +31,11 @@ class Waveform:
     hop: int = 160
     seconds: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hop < 1 or self.seconds <= 0:
             raise ValueError(
                 f"hop must be at least 1 sample and seconds above 0, not {self.hop} and "
-                f"{self.seconds}"
+                f"{self.seconds}: raise what is below"
             )
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:

@@ -81,8 +81,8 @@ def _check_backbone(method: nn.Module, episode: EpisodeBatch) -> None:
 
 def _name_layers(method: nn.Module, episode: EpisodeBatch, error: RuntimeError) -> None:
     """Raise an error that names the layers without second derivative, if there are any."""
-    model = cast(LearningMethod, method).model
-    lacking = layers_without_second_derivative(model, episode.support)
+    model = model_of(method)
+    lacking = [] if model is None else layers_without_second_derivative(model, episode.support)
     if lacking:
         raise ValueError(
             f"second order needs layers with a second derivative, but there is no second "

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metaser import files
 from metaser.batch import Batch, EpisodeBatch
 from metaser.contracts import method_traits, model_of
 from metaser.episodes import TaskSampler, tensors
@@ -110,19 +110,9 @@ def train(
         If the checkpoint belongs to another run, model or version, or if the method cannot learn
         (see ``diagnose``).
     """
-    optimiser = torch.optim.Adam(_trainable(method), lr=training.rate)
-    state: _State = {
-        "step": 0,
-        "seconds": 0.0,
-        "skipped": 0,
-        "best": float("inf"),
-        "waited": 0,
-        "history": [],
-    }
-    best = copy.deepcopy(_learnt(method))
-    facts = _facts(method, training, seed)
+    run = _Run(method, training, seed)
     if checkpoint is not None and checkpoint.exists():
-        state, best = _load(checkpoint, method, optimiser, facts)
+        run.load(checkpoint)
     elif training.updates:
         example = sources[0].draw(0).to(device_of(method))
         diagnose(method, replace(example, other=example.query))
@@ -132,32 +122,145 @@ def train(
         compile=training.compile,
         mixed_precision=training.mixed_precision,
     )
-    recent: list[float] = []
+    skip = training.diverged == "skip"
     started = time.perf_counter()
-    patience = math.inf if _is_sequential(method) else training.patience
     with torch.random.fork_rng(devices=generators(device_of(method))):
-        while state["step"] < training.updates and state["waited"] < patience:
-            losses = _update(engine, optimiser, sources, training, seed, state["step"])
-            finite = [loss for loss in losses if math.isfinite(loss)]
-            recent += finite
-            state["skipped"] += len(losses) - len(finite)
-            state["step"] += 1
-            if state["step"] % training.validate_every and state["step"] < training.updates:
+        while not run.is_over():
+            step = run.state["step"]
+            run.note_step(_update(engine, run.optimiser, sources, training, seed, step))
+            if not run.is_to_validate():
                 continue
-            skip = training.diverged == "skip"
             loss = validation_loss(method, validation, training.validation_episodes, skip)
-            state["seconds"] += time.perf_counter() - started
-            better = _note_validation(state, recent, loss, always=_is_sequential(method))
-            recent, started = [], time.perf_counter()
-            if better:
-                best = copy.deepcopy(_learnt(method))
+            run.note_validation(loss, time.perf_counter() - started)
+            started = time.perf_counter()
             if progress is not None:
-                progress(state["step"], loss)
+                progress(run.state["step"], loss)
             if checkpoint is not None and rank() == 0:
-                _save(checkpoint, method, optimiser, best, state, facts)
-    method.load_state_dict(best, strict=False)
+                run.save(checkpoint)
+    method.load_state_dict(run.best, strict=False)
     method.eval()
-    return state["history"]
+    return run.state["history"]
+
+
+class _Run:
+    """A training under way: what changes from step to step, and the checkpoint that holds it.
+
+    Parameters
+    ----------
+    method : nn.Module
+        A method that learns.
+    training : Training
+        Length and rates.
+    seed : int
+        Seed of the run.
+
+    Attributes
+    ----------
+    optimiser : Adam
+        Of the parameters that learn.
+    state : _State
+        How far the run is.
+    best : dict of Tensor
+        The method's state that is kept at the end.
+    """
+
+    def __init__(self, method: nn.Module, training: Training, seed: int) -> None:
+        self.optimiser = torch.optim.Adam(_trainable(method), lr=training.rate)
+        self.state: _State = {
+            "step": 0,
+            "seconds": 0.0,
+            "skipped": 0,
+            "best": float("inf"),
+            "waited": 0,
+            "history": [],
+        }
+        self.best = copy.deepcopy(_learnt(method))
+        self._method = method
+        self._training = training
+        self._facts = _facts(method, training, seed)
+        self._recent: list[float] = []  # training losses since the last validation
+
+    def is_over(self) -> bool:
+        """Return whether all steps are done, or the validation loss no longer falls."""
+        patience = math.inf if _is_sequential(self._method) else self._training.patience
+        return self.state["step"] >= self._training.updates or self.state["waited"] >= patience
+
+    def is_to_validate(self) -> bool:
+        """Return whether a validation follows the step that was taken last."""
+        step = self.state["step"]
+        return step % self._training.validate_every == 0 or step >= self._training.updates
+
+    def note_step(self, losses: list[float]) -> None:
+        """Count a step, given the loss of each of its episodes."""
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        self._recent += finite
+        self.state["skipped"] += len(losses) - len(finite)
+        self.state["step"] += 1
+
+    def note_validation(self, loss: float, seconds: float) -> None:
+        """Enter a validation into the history; keep the method's state if it is the best so far.
+
+        ``seconds`` is the time since the last validation. If tasks come one after the other, the
+        newest state is always kept.
+        """
+        state = self.state
+        state["seconds"] += seconds
+        state["history"].append(
+            {
+                "step": state["step"],
+                "seconds": state["seconds"],
+                "skipped": state["skipped"],
+                "loss": float(np.mean(self._recent)) if self._recent else math.nan,
+                "validation": loss,
+            }
+        )
+        self._recent = []
+        if _is_sequential(self._method) or loss < state["best"]:
+            state["best"] = loss
+            state["waited"] = 0
+            self.best = copy.deepcopy(_learnt(self._method))
+        else:
+            state["waited"] += 1
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        content = {
+            "method": _learnt(self._method),
+            "optimiser": self.optimiser.state_dict(),
+            "best": self.best,
+            "state": self.state,
+            "facts": self._facts,
+        }
+        with files.whole(path) as part:
+            torch.save(content, part)
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged, or of another run, model or version.
+        """
+        try:
+            saved = torch.load(path, map_location=device_of(self._method), weights_only=True)
+            saved_facts = saved["facts"]
+        except (RuntimeError, EOFError, KeyError, TypeError, OSError, UnpicklingError) as error:
+            raise ValueError(
+                f"{path} must be a checkpoint, but is not readable as one "
+                f"({type(error).__name__}): delete it"
+            ) from error
+        facts = self._facts
+        changed = [key for key in facts if saved_facts.get(key) != facts[key]]
+        if changed:
+            raise ValueError(
+                f"{path} must be a checkpoint of this run, not of another: {changed[0]} was "
+                f"{saved_facts.get(changed[0])} and is now {facts[changed[0]]}: delete it, or "
+                "write to another folder"
+            )
+        self._method.load_state_dict(saved["method"], strict=False)
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.state, self.best = saved["state"], saved["best"]
 
 
 def _trainable(method: nn.Module) -> list[nn.Parameter]:
@@ -169,21 +272,6 @@ def _trainable(method: nn.Module) -> list[nn.Parameter]:
             "some by requires_grad_(True), or adapt without training"
         )
     return trainable
-
-
-def _note_validation(state: _State, recent: list[float], loss: float, always: bool) -> bool:
-    """Enter a validation into the state; return whether the method is the one to keep so far.
-
-    ``recent`` holds the training losses since the last one; ``always`` keeps the newest state.
-    """
-    entry = {"step": state["step"], "seconds": state["seconds"], "skipped": state["skipped"]}
-    mean = float(np.mean(recent)) if recent else math.nan
-    state["history"].append({**entry, "loss": mean, "validation": loss})
-    better = always or loss < state["best"]
-    state["waited"] = 0 if better else state["waited"] + 1
-    if better:
-        state["best"] = loss
-    return better
 
 
 def validation_loss(
@@ -403,46 +491,3 @@ def _learnt(method: nn.Module) -> dict[str, Tensor]:
     """Return a method's state without frozen parameters, which may be a whole trained encoder."""
     frozen = {name for name, value in method.named_parameters() if not value.requires_grad}
     return {name: value for name, value in method.state_dict().items() if name not in frozen}
-
-
-def _save(
-    path: Path,
-    method: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-    state: _State,
-    facts: dict[str, Any],
-) -> None:
-    """Write a checkpoint, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        content = {"method": _learnt(method), "optimiser": optimiser.state_dict()}
-        torch.save({**content, "best": best, "state": state, "facts": facts}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _load(
-    path: Path, method: nn.Module, optimiser: torch.optim.Optimizer, facts: dict[str, Any]
-) -> tuple[_State, dict[str, Tensor]]:
-    """Load a checkpoint into method and optimiser; return the run's state and best parameters."""
-    try:
-        saved = torch.load(path, map_location=device_of(method), weights_only=True)
-        saved_facts = saved["facts"]
-    except (RuntimeError, EOFError, KeyError, TypeError, OSError, UnpicklingError) as error:
-        raise ValueError(
-            f"{path} must be a checkpoint, but is not readable as one ({type(error).__name__}): "
-            "delete it"
-        ) from error
-    changed = [key for key in facts if saved_facts.get(key) != facts[key]]
-    if changed:
-        raise ValueError(
-            f"{path} must be a checkpoint of this run, not of another: {changed[0]} was "
-            f"{saved_facts.get(changed[0])} and is now {facts[changed[0]]}: delete it, or write to "
-            "another folder"
-        )
-    method.load_state_dict(saved["method"], strict=False)
-    optimiser.load_state_dict(saved["optimiser"])
-    return saved["state"], saved["best"]

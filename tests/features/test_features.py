@@ -468,9 +468,9 @@ def test_joined_front_ends_stand_side_by_side(task, tmp_path):
     clip = np.random.default_rng(0).normal(size=8000).astype(np.float32)
     assert np.array_equal(joined(clip), np.concatenate([Statistics()(clip)] * 2, axis=1))
     assert len(list_stores(tmp_path / "cache")) == 1
-    with pytest.raises(ValueError, match="rates .16000, 22050."):
+    with pytest.raises(ValueError, match="not of 16000, 22050: give"):
         make_frontend({"name": "joined", "parts": ["statistics", "mfcc"]})
-    with pytest.raises(ValueError, match="LogMel gives 51 frames"):
+    with pytest.raises(ValueError, match="one frame per clip, but LogMel gives 51"):
         make_frontend({"name": "joined", "parts": ["log_mel", "statistics"]})(clip)
 
 

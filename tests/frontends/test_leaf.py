@@ -383,13 +383,13 @@ def test_what_may_change():
     [
         ({"filters": 0}, "filters must be at least 1, not 0"),
         ({"rate": 100}, "rate must be above 120 Hz, not 100"),
-        ({"window": 0.0}, "window must be .* in ms, not 0.0 at 16000 Hz"),
-        ({"stride": 0.01}, "stride must be .* in ms, not 0.01 at 16000 Hz"),
-        ({"seconds": 0}, "seconds must be positive, not 0"),
+        ({"window": 0.0}, "window must be .* long, not 0.0 ms at 16000 Hz"),
+        ({"stride": 0.01}, "stride must be .* long, not 0.01 ms at 16000 Hz"),
+        ({"seconds": 0}, "seconds must be above 0, not 0"),
         ({"step": 0}, "divisor of the stride, 160 samples.*not 0"),
         ({"step": 7}, "divisor of the stride, 160 samples.*not 7"),
-        ({"step": 16, "window": 5}, "an eighth of the window, 81 samples, e.g. 10, not 16"),
-        ({"adapts": True, "frozen": True}, "contradict"),
+        ({"step": 16, "window": 5}, "an eighth of the window, 81 samples, not 16: set it to 10"),
+        ({"adapts": True, "frozen": True}, "must not both be true"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -92,7 +92,7 @@ def test_bundled_protocols_are_valid_and_named_by_their_file(path):
         ("count = 3", 'count = "3"', r"count in \[episodes\] must be .*not '3'"),
         ("count = 3", "count = true", r"count in \[episodes\] must be .*not True"),
         ("count = 3", "count = 2.5", r"count in \[episodes\] must be .*not 2.5"),
-        ('normalise = "corpus"', 'normalise = "task"', "'corpus', 'speaker' or 'voice', not 'task'"),
+        ('normalise = "corpus"', 'normalise = "task"', "'speaker' or 'voice', not 'task'"),
         ("seeds = [0, 1]", "seeds = [-1]", r"0 in \[seeds\] must be .*not -1"),
         ("seeds = [0, 1]", "seeds = []", "seeds: .*at least 1 item"),
         ("seeds = [0, 1]", "seeds = [1, 1]", "1 is named twice"),
