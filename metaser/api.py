@@ -133,7 +133,7 @@ def adapt(
     elif not isinstance(clips, Clips):
         options = {"name": Path(clips).resolve().name}
         clips = labelled_folder(clips, classes, labels, drop, speaker)
-    return adapting.adapt(file, clips, shots, seed, **options)
+    return adapting.adapt(file, clips, shots=shots, seed=seed, **options)
 
 
 def predict(
@@ -143,6 +143,7 @@ def predict(
     window: float | None = None,
     hop: float | None = None,
     abstain: float = 0.0,
+    speaker: str | None = None,
 ) -> pd.DataFrame:
     """Recognise the emotion of clips, or of each window of long recordings.
 
@@ -156,6 +157,9 @@ def predict(
         Length of the windows and their distance in seconds; without a window a file is one clip.
     abstain : float
         Probability, in [0, 1], below which the emotion is "unsure".
+    speaker : str, optional
+        Who speaks: "one" for one speaker in all files, "file" for another one in each, or a regular
+        expression whose group in a file's name is the speaker.
 
     Returns
     -------
@@ -164,7 +168,9 @@ def predict(
         ``confidence``, and the probability of each class.
     """
     paths = [files] if isinstance(files, str | Path) else files
-    return predicting.predict(_model(model), paths, window, hop, abstain)
+    return predicting.predict(
+        _model(model), paths, window=window, hop=hop, abstain=abstain, speaker=speaker
+    )
 
 
 def evaluate(

@@ -5,14 +5,24 @@ from dataclasses import replace
 from itertools import chain
 
 import numpy as np
+import torch
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from metaser import metrics
 from metaser.adaptation.clips import Clips, refuse_two_labels
 from metaser.adaptation.expect import Expected, Folds, expect
-from metaser.adaptation.model_file import Adaptation, Constants, ModelFile, measured_at, scores
+from metaser.adaptation.model_file import (
+    Adaptation,
+    Fitted,
+    ModelFile,
+    measured_at,
+    voice_batch,
+)
+from metaser.batch import Batch
+from metaser.contracts import method_traits
 from metaser.features.hear import gather, hear, mixed_rates
 from metaser.features.table import Features, enough_threads
+from metaser.features.voice import gate, varied_share
 from metaser.methods.inner_loop import Adapted
 from metaser.naming import nearest
 
@@ -23,6 +33,7 @@ MOST_FOLDS = 5
 def adapt(
     file: ModelFile,
     clips: Clips,
+    *,
     shots: int | None = None,
     seed: int = 0,
     name: str = "",
@@ -74,7 +85,7 @@ def adapt(
     features, rows = gather(heard), np.arange(len(heard))
     targets = np.array([file.header.classes.index(emotion) for emotion in clips.emotions])
     speakers = None if clips.speakers is None else np.array(clips.speakers)
-    adapted, own = fit(file, features, rows, targets)
+    fitted = fit(file, features, rows, targets, speakers)
     expected = foresee(file, features, rows, targets, speakers, seed)
     counts = np.bincount(targets)
     fewest = int(counts[counts > 0].min())
@@ -93,9 +104,10 @@ def adapt(
         folds=expected.folds,
         seen=expected.seen,
         temperature=measured_at(file.header, fewest).temperature,
+        trust=fitted.trust,
     )
     header = file.header.model_copy(update={"adaptation": facts})
-    return replace(file, header=header, adapted=adapted, own=own)
+    return replace(file, header=header, fitted=fitted)
 
 
 def _chosen(clips: Clips, classes: Sequence[str], shots: int | None, seed: int) -> Clips:
@@ -134,8 +146,9 @@ def fit(
     features: Features,
     rows: np.ndarray,
     targets: np.ndarray,
+    speakers: np.ndarray | None = None,
     present: np.ndarray | None = None,
-) -> tuple[Adapted, Constants]:
+) -> Fitted:
     """Adapt to clips whose features are known.
 
     Parameters
@@ -146,6 +159,8 @@ def fit(
         Not normalised.
     rows, targets : ndarray of int
         The clips and their classes.
+    speakers : ndarray, optional
+        (clips,) who speaks in each, if that is known.
     present : ndarray of bool, optional
         (classes,) which classes the language has; those of ``targets`` if not given.
 
@@ -157,15 +172,31 @@ def fit(
     known = np.arange(len(file.header.classes))
     present = np.isin(known, targets) if present is None else present
     own = file.support_constants(features, rows)
-    support = own.apply(features.batch(rows, targets, present))
+    support = features.batch(rows, targets, present)
+    if speakers is not None and method_traits(file.method).knows_speakers:
+        who = np.unique(speakers, return_inverse=True)[1]
+        support = replace(support, domains={"speaker": torch.from_numpy(who)})
     with enough_threads(features):
-        adapted = file.method.adapt(support)
+        adapted = _adapted(file, own.apply(support))
+        if not file.knows_voices or speakers is None:
+            return Fitted(adapted, own)
+        by_voice = _adapted(file, voice_batch(support, features, rows, speakers, own))
+    evidence = None
+    if adapted.evidence is not None and by_voice.evidence is not None:
+        evidence = by_voice.evidence - adapted.evidence
+    trust = gate(varied_share(targets, speakers), evidence)
+    return Fitted(adapted, own, by_voice, trust)
+
+
+def _adapted(file: ModelFile, support: Batch) -> Adapted:
+    """Adapt to normalised clips; refuse a method that keeps them."""
+    adapted = file.method.adapt(support)
     if not isinstance(adapted, Adapted):
         raise ValueError(
             f"{file.header.method!r} keeps the clips themselves to predict, which a model file "
             "must not: train another method, such as inner_loop_alone"
         )
-    return adapted, own
+    return adapted
 
 
 def foresee(
@@ -213,8 +244,9 @@ def cross_validate(
     for learnt, asked in split.split(rows, targets, groups):
         if len(np.unique(targets[learnt])) < 2:
             continue  # nothing can be learnt without these speakers
-        adapted, own = fit(file, features, rows[learnt], targets[learnt], present)
-        guessed[asked] = scores(adapted, own, features, rows[asked]).argmax(axis=1)
+        known = [None if speakers is None else speakers[some] for some in (learnt, asked)]
+        fitted = fit(file, features, rows[learnt], targets[learnt], known[0], present)
+        guessed[asked] = fitted.scores(features, rows[asked], known[1]).argmax(axis=1)
     scored = guessed >= 0
     if set(targets[scored]) != set(targets):
         return "none", float("nan")

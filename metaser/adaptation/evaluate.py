@@ -7,7 +7,7 @@ import pandas as pd
 
 from metaser import metrics
 from metaser.adaptation.calibration import ece, probabilities
-from metaser.adaptation.model_file import ModelFile, scores
+from metaser.adaptation.model_file import ModelFile
 from metaser.features.table import Features
 
 RESAMPLES = 2000
@@ -66,7 +66,8 @@ def evaluate(file: ModelFile, table: pd.DataFrame, features: Features, seed: int
     Parameters
     ----------
     file : ModelFile
-        Adapted, or as `metaser train` made it; that one is normalised by the clips scored.
+        Adapted, or as `metaser train` made it; that one is normalised by the clips scored. A model
+        that knows voices looks at all clips scored of each speaker, without their labels.
     table : DataFrame
         Of the task: ``emotion``, ``speaker``, ``unit`` and perhaps ``gender``, a row a clip.
     features : Features
@@ -90,8 +91,8 @@ def evaluate(file: ModelFile, table: pd.DataFrame, features: Features, seed: int
             f"no clip is left to score: {int((known & learnt).sum())} of {len(table)} were adapted "
             f"to, {int((~known).sum())} are of other classes than {', '.join(classes)}"
         )
-    own = file.support_constants(features, rows) if file.own is None else file.own
-    found = scores(file.predictor, own, features, rows)
+    speakers = table["speaker"].to_numpy(str)[rows]
+    found = file.fitted_to(features, rows).scores(features, rows, speakers)
     units = table["unit"].to_numpy()
     met = np.isin(units, units[learnt])[rows]
     table, units = table.iloc[rows], units[rows]

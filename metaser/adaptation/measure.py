@@ -11,12 +11,7 @@ from metaser import metrics, stats
 from metaser.adaptation.adapt import cross_validate, fit
 from metaser.adaptation.calibration import ece, fit_temperature, probabilities
 from metaser.adaptation.expect import Draw, Folds, skill
-from metaser.adaptation.model_file import (
-    Measured,
-    ModelFile,
-    scores,
-    zero_shot,
-)
+from metaser.adaptation.model_file import Measured, ModelFile
 from metaser.adaptation.recipe import Recipe, train_file
 from metaser.benchmark.materials import Material
 from metaser.features.table import Features
@@ -152,9 +147,10 @@ def score_draws(
     targets = task.table["emotion"].map({n: i for i, n in enumerate(file.header.classes)})
     targets = targets.to_numpy().astype(int)
     everything = np.arange(len(targets))
-    found = [_judge(task, 0, "none", np.nan, zero_shot(file, features, everything), targets)]
     units = task.table["unit"].to_numpy()
-    speakers = task.table["speaker"].to_numpy()
+    speakers = task.table["speaker"].to_numpy(str)
+    heard = file.fitted_to(features, everything).scores(features, everything, speakers)
+    found = [_judge(task, 0, "none", np.nan, heard, targets)]
     for shots in SHOTS:
         for index in range(draws):
             rng = np.random.default_rng([seed, shots, index, *task.name.encode()])
@@ -162,9 +158,9 @@ def score_draws(
             if drawn is None:
                 break
             rows, rest = drawn
-            adapted, own = fit(file, features, rows, targets[rows])
+            fitted = fit(file, features, rows, targets[rows], speakers[rows])
             seen = cross_validate(file, features, rows, targets[rows], speakers[rows], index)
-            heard = scores(adapted, own, features, rest)
+            heard = fitted.scores(features, rest, speakers[rest])
             found.append(_judge(task, shots, *seen, heard, targets[rest]))
     return found
 

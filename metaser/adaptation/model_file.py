@@ -3,7 +3,8 @@
 The file is a safetensors file: plain numbers behind a header of text, nothing that runs. Below the
 key ``metaser`` of the header stands JSON of the form of ``Header``. Tensors are named
 ``method.*`` (what was learnt), ``source.centre`` and ``source.spread`` (means and deviations of the
-sources' features) and, after adaptation, ``model.*``, ``own.centre`` and ``own.spread``.
+sources' features) and, after adaptation, ``model.*``, ``own.centre`` and ``own.spread``; where
+voices are known ``voice.*``, too.
 """
 
 import json
@@ -18,12 +19,14 @@ import safetensors
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
+from scipy.special import log_softmax
 from torch import Tensor, nn
 
 from metaser.adaptation.expect import Band, Expected, Folds
 from metaser.batch import Batch, Padded
-from metaser.contracts import FrontEnd, LearningMethod, frontend_traits, model_of
+from metaser.contracts import FrontEnd, Method, frontend_traits, model_of
 from metaser.features.table import OUTLIER, Features, enough_threads
+from metaser.features.voice import CENTRE_PRIOR, SPREAD_PRIOR
 from metaser.files import whole
 from metaser.methods.inner_loop import Adapted
 from metaser.outside import digest_here
@@ -31,8 +34,11 @@ from metaser.protocol.build import make_method, stored_frontend
 from metaser.protocol.schema import Setup
 from metaser.version import version
 
-FORMAT = 1
+FORMAT = 2
 """Raised when an older MetaSER could not read what is written."""
+
+READ = (1, 2)
+"""Formats that are read."""
 
 LIBRARIES = ("librosa", "numpy", "soundfile", "soxr", "torch")
 """Packages whose versions can change features or scores, besides those of the front end."""
@@ -100,6 +106,7 @@ class Adaptation(Part):
     folds: Folds
     seen: float
     temperature: float
+    trust: float = 0.0  # in the statistics of voices, where they are known
 
     @property
     def expected(self) -> Expected:
@@ -177,6 +184,97 @@ def constants_of(
     return Constants(centre.astype(np.float32), spread.astype(np.float32))
 
 
+UNADAPTED_TRUST = 0.5
+"""How much the statistics of voices count where no labelled clip tells whether they are safe."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model adapted to a language.
+
+    Attributes
+    ----------
+    adapted : Adapted
+        For clips that are normalised by the language.
+    own : Constants
+        By which they are.
+    by_voice : Adapted or None
+        For clips that are normalised by who speaks.
+    trust : float
+        How much ``by_voice`` counts where the voice is known, in [0, 1].
+    """
+
+    adapted: Adapted
+    own: Constants
+    by_voice: Adapted | None = None
+    trust: float = 0.0
+
+    def scores(
+        self, features: Features, rows: np.ndarray, speakers: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return scores (clips, classes) of clips whose features are known.
+
+        Parameters
+        ----------
+        features : Features
+            Not normalised.
+        rows : ndarray of int
+            Which clips.
+        speakers : ndarray, optional
+            (clips,) who speaks in each, "" where that is not known. The mean of a voice is that of
+            its clips among these, and leans on the language's.
+        """
+        nothing = np.zeros(len(rows), int)
+        batch = features.batch(rows, nothing, self.adapted.classes.numpy())
+        with enough_threads(features):
+            plain = self.adapted(self.own.apply(batch).modalities).numpy()
+            if self.by_voice is None or speakers is None or not self.trust:
+                return plain
+            known = np.flatnonzero(speakers != "")
+            if not len(known):
+                return plain
+            moved = voice_batch(batch, features, rows, speakers, self.own)
+            voiced = self.by_voice(moved.modalities).numpy()
+        mixed = plain.astype(np.float64)
+        with np.errstate(divide="ignore"):
+            parts = log_softmax(plain[known], axis=1), log_softmax(voiced[known], axis=1)
+            weights = np.log(1 - self.trust), np.log(self.trust)
+        mixed[known] = np.logaddexp(*(part + weight for part, weight in zip(parts, weights)))
+        return mixed.astype(np.float32)
+
+
+def voice_batch(
+    batch: Batch, features: Features, rows: np.ndarray, speakers: np.ndarray, own: Constants
+) -> Batch:
+    """Normalise the audio of a batch by the voices of its clips, which lean on the language.
+
+    Clips whose speaker is "" are normalised by the language alone.
+    """
+    parts = []
+    for who in dict.fromkeys(speakers.tolist()):
+        clips = np.flatnonzero(speakers == who)
+        constants = own if who == "" else voice_constants(features, rows[clips], own)
+        chosen = torch.from_numpy(clips)
+        parts.append((chosen, constants.apply(batch[chosen]).modalities["audio"]))
+    audio = batch.modalities["audio"]
+    values = torch.empty_like(audio.values)
+    for chosen, part in parts:
+        values[chosen] = part.values
+    return replace(batch, modalities={**batch.modalities, "audio": Padded(values, audio.mask)})
+
+
+def voice_constants(features: Features, rows: np.ndarray, own: Constants) -> Constants:
+    """Mean and deviation of a voice, which lean on the language's; see ``features.voice``."""
+    values, lengths = features.values[rows], features.lengths[rows]
+    frames = values[np.arange(values.shape[1]) < lengths[:, None]].astype(np.float64)
+    share = len(rows) / (len(rows) + CENTRE_PRIOR)
+    centre = share * frames.mean(axis=0) + (1 - share) * own.centre
+    share = len(rows) / (len(rows) + SPREAD_PRIOR)
+    variance = share * frames.var(axis=0) + (1 - share) * own.spread.astype(np.float64) ** 2
+    spread = np.maximum(np.sqrt(variance), 1e-6)
+    return Constants(centre.astype(np.float32), spread.astype(np.float32))
+
+
 @dataclass(frozen=True)
 class ModelFile:
     """A model that was read or is to be written.
@@ -185,21 +283,28 @@ class ModelFile:
     ----------
     header : Header
         What it says about itself.
-    method : LearningMethod
+    method : Method
         What was learnt, ready to adapt.
     source : Constants
         Of the sources' features.
-    adapted : Adapted or None
-        The model adapted to a language.
-    own : Constants or None
-        By which that language's features are normalised.
+    fitted : Fitted or None
+        What adapting to a language gave.
     """
 
     header: Header
-    method: LearningMethod
+    method: Method
     source: Constants
-    adapted: Adapted | None = None
-    own: Constants | None = None
+    fitted: Fitted | None = None
+
+    @property
+    def adapted(self) -> Adapted | None:
+        """The model adapted to a language, for clips normalised by the language."""
+        return None if self.fitted is None else self.fitted.adapted
+
+    @property
+    def own(self) -> Constants | None:
+        """By which that language's features are normalised."""
+        return None if self.fitted is None else self.fitted.own
 
     @property
     def predictor(self) -> Adapted:
@@ -222,6 +327,19 @@ class ModelFile:
         if self.header.adaptation is not None:
             return self.header.adaptation.temperature
         return measured_at(self.header, 0).temperature
+
+    @property
+    def knows_voices(self) -> bool:
+        """Whether features are normalised by who speaks, where that is known and safe."""
+        return self.header.setup.normalise == "voice"
+
+    def fitted_to(self, features: Features, rows: np.ndarray) -> Fitted:
+        """What scores clips: what adapting gave, or the model that training left for these."""
+        if self.fitted is not None:
+            return self.fitted
+        own = self.support_constants(features, rows)
+        by_voice = self.predictor if self.knows_voices else None
+        return Fitted(self.predictor, own, by_voice, UNADAPTED_TRUST if by_voice else 0.0)
 
     def support_constants(self, features: Features, rows: np.ndarray) -> Constants:
         """By which a language is normalised of which these clips are given."""
@@ -270,11 +388,12 @@ def save(path: str | Path, file: ModelFile) -> None:
     assert isinstance(file.method, nn.Module)  # as every method that learns
     tensors = {f"method.{name}": value for name, value in _learnt(file.method).items()}
     tensors |= _constant_tensors("source", file.source)
-    if file.adapted is not None:
-        assert file.own is not None  # both come with adapting
-        own = _learnt(file.adapted.model)
-        tensors |= {f"model.{name}": value for name, value in own.items()}
-        tensors |= _constant_tensors("own", file.own)
+    if file.fitted is not None:
+        heads = {"model": file.fitted.adapted, "voice": file.fitted.by_voice}
+        for place, head in heads.items():
+            learnt = {} if head is None else _learnt(head.model)
+            tensors |= {f"{place}.{name}": value for name, value in learnt.items()}
+        tensors |= _constant_tensors("own", file.fitted.own)
     tensors = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     unused = set() if file.header.outside else {"outside"}
     header = {"metaser": file.header.model_dump_json(exclude=unused)}
@@ -325,10 +444,17 @@ def load(path: str | Path) -> ModelFile:
     source = _constants("source", tensors)
     if header.adaptation is None:
         return ModelFile(header, made, source)
-    model = untrained().model
-    _fill(path, model, _below("model.", tensors))
     present = torch.tensor([name in header.adaptation.classes for name in header.classes])
-    return ModelFile(header, made, source, Adapted(model, present), _constants("own", tensors))
+
+    def head(part: str) -> Adapted:
+        model = untrained().model
+        _fill(path, model, _below(f"{part}.", tensors))
+        return Adapted(model, present)
+
+    own, trust = _constants("own", tensors), header.adaptation.trust
+    voiced = any(name.startswith("voice.") for name in tensors)
+    fitted = Fitted(head("model"), own, head("voice") if voiced else None, trust)
+    return ModelFile(header, made, source, fitted)
 
 
 def _check_outside(path: str | Path, header: Header) -> None:
@@ -412,10 +538,11 @@ def _header(path: str | Path, metadata: dict[str, str]) -> Header:
             "`metaser train` made"
         )
     facts = json.loads(metadata["metaser"])
-    if facts.get("format") != FORMAT:
+    if facts.get("format") not in READ:
         raise ValueError(
             f"{path} is of format {facts.get('format')}, made by MetaSER {facts.get('metaser')}; "
-            f"this is MetaSER {version()}, which reads format {FORMAT}: install the other version"
+            f"this is MetaSER {version()}, which reads formats {' and '.join(map(str, READ))}: "
+            "install the other version"
         )
     try:
         return Header.model_validate_json(metadata["metaser"])
@@ -425,16 +552,3 @@ def _header(path: str | Path, metadata: dict[str, str]) -> Header:
         raise ValueError(
             f"{path}: the header is damaged ({where}: {first['msg']}): make the file again"
         ) from error
-
-
-def scores(adapted: Adapted, own: Constants, features: Features, rows: np.ndarray) -> np.ndarray:
-    """Scores (clips, classes) of clips whose features are known."""
-    nothing = np.zeros(len(rows), int)
-    batch = own.apply(features.batch(rows, nothing, adapted.classes.numpy()))
-    with enough_threads(features):
-        return adapted(batch.modalities).numpy()
-
-
-def zero_shot(file: ModelFile, features: Features, rows: np.ndarray) -> np.ndarray:
-    """Scores (clips, classes) of the model that training left, normalised by these clips."""
-    return scores(file.predictor, file.support_constants(features, rows), features, rows)

@@ -1,6 +1,8 @@
 """Hear clips or long recordings with a trained or adapted model."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pandas as pd
 
 from metaser import audio
 from metaser.adaptation.calibration import probabilities
-from metaser.adaptation.model_file import Constants, ModelFile, scores
+from metaser.adaptation.model_file import Fitted, ModelFile
 from metaser.features.hear import Heard, gather, hear, hear_windows
 
 PORTION = 256
@@ -21,10 +23,12 @@ UNSURE = "unsure"
 def predict(
     file: ModelFile,
     paths: Sequence[str | Path],
+    *,
     window: float | None = None,
     hop: float | None = None,
     abstain: float = 0.0,
     by_these: bool = False,
+    speaker: str | None = None,
 ) -> pd.DataFrame:
     """Recognise the emotion of clips, or of each window of long recordings.
 
@@ -41,6 +45,10 @@ def predict(
     by_these : bool
         Normalise by all audio of ``paths`` together, instead of by the clips that the model was
         adapted to. A model that is not adapted does so in any case.
+    speaker : str, optional
+        Who speaks: "one" for one speaker in all files, "file" for another one in each, or a regular
+        expression whose group in a file's name is the speaker (a name that it does not fit is of
+        somebody unknown). A model that knows voices then looks at all clips of a speaker.
 
     Returns
     -------
@@ -65,14 +73,60 @@ def predict(
         heard: Iterable[Heard] = hear(files, frontend)
     else:
         heard = hear_windows(files, frontend, window, window / 2 if hop is None else hop)
-    own = file.own
-    if file.normalises and (own is None or by_these):
+    if speaker is not None and not file.knows_voices:
+        raise ValueError(
+            "the model must know voices for --speaker, but this one normalises by "
+            f"{file.header.setup.normalise!r}: leave it out, or adapt a model such as starter"
+        )
+    fitted = file.fitted
+    if file.normalises and (fitted is None or by_these or speaker is not None):
         heard = everything = list(heard)  # all features, for their means, but not the audio
-        own = file.support_constants(gather(everything), np.arange(len(everything)))
-    elif own is None:
-        own = file.source
-    tables = [_table(file, own, some, abstain) for some in _portions(heard)]
+        features, rows = gather(everything), np.arange(len(everything))
+        if fitted is None:
+            fitted = file.fitted_to(features, rows)
+        elif by_these:
+            fitted = replace(fitted, own=file.support_constants(features, rows))
+        if speaker is not None:
+            found = fitted.scores(
+                features, rows, speakers_of([h.file for h in everything], speaker)
+            )
+            return _table(file, everything, found, abstain)
+    elif fitted is None:
+        fitted = Fitted(file.predictor, file.source)
+    tables = []
+    for some in _portions(heard):
+        found = fitted.scores(gather(some), np.arange(len(some)))
+        tables.append(_table(file, some, found, abstain))
     return pd.concat(tables, ignore_index=True)
+
+
+def speakers_of(files: Sequence[Path], speaker: str) -> np.ndarray:
+    """Return who speaks in each file, "" where that is not known; see ``predict``.
+
+    Raises
+    ------
+    ValueError
+        If ``speaker`` is a pattern without a group, or fits no file.
+    """
+    if speaker in ("one", "file"):
+        return np.array(["one" if speaker == "one" else str(path) for path in files])
+    try:
+        pattern = re.compile(speaker)
+    except re.error as error:
+        raise ValueError(
+            f"--speaker must be one, file or a regular expression, not {speaker!r}: {error}"
+        ) from error
+    if not pattern.groups:
+        raise ValueError(
+            f"--speaker must have a group for the speaker, not {speaker!r}: write e.g. '^([^_]+)_'"
+        )
+    found = [pattern.search(path.stem) for path in files]
+    if not any(found):
+        raise ValueError(
+            f"--speaker {speaker!r} must fit the name of a file, but fits none, such as "
+            f"{files[0].stem!r}: change it"
+        )
+    return np.array(["" if match is None else match[1] for match in found])
 
 
 def audio_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -114,8 +168,9 @@ def _portions(heard: Iterable[Heard]) -> Iterator[list[Heard]]:
         yield held
 
 
-def _table(file: ModelFile, own: Constants, heard: Sequence[Heard], abstain: float) -> pd.DataFrame:
-    found = scores(file.predictor, own, gather(heard), np.arange(len(heard)))
+def _table(
+    file: ModelFile, heard: Sequence[Heard], found: np.ndarray, abstain: float
+) -> pd.DataFrame:
     chances = probabilities(found, file.temperature)
     best = chances.argmax(axis=1)
     confidence = chances.max(axis=1)

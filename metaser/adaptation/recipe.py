@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from torch import nn
 
 from metaser.adaptation.model_file import (
     FORMAT,
@@ -16,7 +17,7 @@ from metaser.adaptation.model_file import (
     constants_of,
     library_versions,
 )
-from metaser.benchmark.materials import Material, count_domains, gather
+from metaser.benchmark.materials import Material, all_clips, count_domains, gather
 from metaser.benchmark.plan import Job, present_tasks
 from metaser.benchmark.trainings import train_job
 from metaser.contracts import extracted, method_traits
@@ -71,7 +72,7 @@ def read_recipe(
     setup : str, optional
         One of its setups; the first if not given.
     method : str
-        One of the setup's methods that learns a network and adapts it without the sources' clips.
+        One of the setup's methods that can be kept without the sources' clips.
     sources : sequence of str
         Tasks to learn from, instead of the protocol's.
 
@@ -108,8 +109,11 @@ def read_recipe(
 def _check_method(method: str, setup: Setup) -> None:
     """Refuse a method that cannot go into a file."""
     kind, arguments = method_type(method, setup)
-    if not method_traits(kind, arguments).learns:
-        raise ValueError(f"{method!r} trains no network: choose one such as inner_loop_alone")
+    traits = method_traits(kind, arguments)
+    if not traits.learns and not (traits.fits and issubclass(kind, nn.Module)):
+        raise ValueError(
+            f"{method!r} learns nothing that can be kept: choose one such as inner_loop_alone"
+        )
     if arguments.get("rehearsal"):
         raise ValueError(
             f"{method!r} needs the sources' clips to adapt, which a model file must not hold: "
@@ -161,8 +165,12 @@ def train_file(
         seed=seed,
         domains=domains,
     )
+    traits = method_traits(method)
     with enough_threads(next(iter(raw.values()))):
-        train_job(method, recipe.protocol, setup, job, materials, checkpoints=checkpoints)
+        if traits.learns:
+            train_job(method, recipe.protocol, setup, job, materials, checkpoints=checkpoints)
+        if traits.fits:
+            method.fit([all_clips(material, classes) for material in materials.values()])
     frontend = extracted(recipe.settled.frontends["audio"])
     header = Header(
         format=FORMAT,

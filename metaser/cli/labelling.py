@@ -139,7 +139,7 @@ def _model_guess(file: "ModelFile", task: "Task", places: Places) -> Guess:
             err=True,
         )
     features = extract(task, file.frontend(), places.cache, jobs=places.jobs, progress=True)
-    return adapted_model(file, features)
+    return adapted_model(file, features, task.table["speaker"].to_numpy(str))
 
 
 def _fit(scores: Scores, want: float | None, seed: int) -> tuple["Curve | None", list["Curve"]]:

@@ -167,6 +167,20 @@ def predict(
             help="Normalise by these files, not by the clips that the model was adapted to.",
         ),
     ] = False,
+    speaker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Who speaks, for a model that knows voices: a regular expression whose group in a "
+            "file's name is the speaker.",
+        ),
+    ] = None,
+    one_speaker: Annotated[
+        bool, typer.Option("--one-speaker", help="One person speaks in all files.")
+    ] = False,
+    one_speaker_per_file: Annotated[
+        bool, typer.Option("--one-speaker-per-file", help="Another person speaks in each file.")
+    ] = False,
 ) -> None:
     """Recognise the emotion of clips, with probabilities, or of each window of long recordings."""
     with plain_errors():
@@ -177,13 +191,26 @@ def predict(
             from metaser.adaptation.card import warnings
             from metaser.adaptation.model_file import load
 
+        ways = [speaker, "one" if one_speaker else None, "file" if one_speaker_per_file else None]
+        given = [way for way in ways if way is not None]
+        if len(given) > 1:
+            raise ValueError(
+                "who speaks must be said in one way, not in several: give one of --speaker, "
+                "--one-speaker and --one-speaker-per-file"
+            )
         file = load(model)
         _note_versions(file.header)
         _print_lines(warnings(file.header))
         names = [line.rstrip("\n") for line in sys.stdin] if files == ["-"] else files
         names = [name for name in names if name]
         table = prediction.predict(
-            file, names, window=window, hop=hop, abstain=abstain, by_these=by_these
+            file,
+            names,
+            window=window,
+            hop=hop,
+            abstain=abstain,
+            by_these=by_these,
+            speaker=given[0] if given else None,
         )
         if csv is not None:
             _write(csv, table.to_csv(index=False, float_format="%.4f"))

@@ -15,7 +15,7 @@ from scipy.optimize import curve_fit
 
 from metaser import metrics, stats
 from metaser.adaptation import adapt as adaptation
-from metaser.adaptation.model_file import ModelFile, scores
+from metaser.adaptation.model_file import ModelFile
 from metaser.episodes import Episode, TaskSampler, tensors
 from metaser.features.table import Features
 from metaser.files import whole
@@ -397,7 +397,9 @@ def draw(
         figure.savefig(part, format=kind, dpi=150)
 
 
-def adapted_model(file: ModelFile, features: Features) -> Callable[[Episode], np.ndarray]:
+def adapted_model(
+    file: ModelFile, features: Features, speakers: np.ndarray
+) -> Callable[[Episode], np.ndarray]:
     """Return a function that adapts the model to an episode's support clips.
 
     Parameters
@@ -408,6 +410,9 @@ def adapted_model(file: ModelFile, features: Features) -> Callable[[Episode], np
         Features of the task's clips from the model's front end, not normalised. As in
         `metaser adapt`, mean and deviation for normalising come from the support clips and the
         sources.
+    speakers : ndarray
+        (clips,) who speaks in each clip of the task. A model that knows voices looks at the query
+        clips of a speaker, without their labels.
 
     Returns
     -------
@@ -417,8 +422,15 @@ def adapted_model(file: ModelFile, features: Features) -> Callable[[Episode], np
 
     def guess(episode: Episode) -> np.ndarray:
         """Adapt to the support clips of an episode, and predict its query clips."""
-        adapted, moments = adaptation.fit(file, features, episode.support, episode.support_targets)
-        return scores(adapted, moments, features, episode.query).argmax(axis=1)
+        fitted = adaptation.fit(
+            file,
+            features,
+            episode.support,
+            episode.support_targets,
+            speakers[episode.support],
+        )
+        who = speakers[episode.query]
+        return fitted.scores(features, episode.query, who).argmax(axis=1)
 
     return guess
 

@@ -30,13 +30,15 @@ class MeanFrameScores(nn.Module):
         Numbers per frame, and classes.
     """
 
+    frontend = None
+
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, modalities: dict[str, Padded]) -> Tensor:
         """Return scores (clips, classes)."""
-        return self.linear(mean_frames(modalities))
+        return self.linear(mean_frames(modalities).to(self.linear.weight.dtype))
 
 
 class GaussianProcess(nn.Module):
@@ -109,8 +111,8 @@ class GaussianProcess(nn.Module):
 
     @property
     def model(self) -> MeanFrameScores:
-        """An unadapted model of the form that adapting returns."""
-        return MeanFrameScores(len(self.directions), self.means.shape[-1])
+        """What the sources say before any clip of a language is known."""
+        return self._model(self.means.mean(dim=0))
 
     def fit(self, sources: Sequence[Batch]) -> None:
         """Condition the prior on the labelled clips of the source tasks, one batch per task."""
@@ -179,7 +181,7 @@ class GaussianProcess(nn.Module):
 
     def _model(self, weights: Tensor) -> MeanFrameScores:
         """Return weights over directions and constant as a model over mean frames."""
-        model = self.model.to(weights.device)
+        model = MeanFrameScores(len(self.directions), weights.shape[-1]).to(weights.device)
         slope = self.directions @ weights[:-1] / len(self.directions) ** 0.5
         with torch.no_grad():
             model.linear.weight.copy_((self.sharpness * slope).T)

@@ -270,9 +270,9 @@ def hear_recording(desk: Desk, clip: Clip) -> dict[str, Any]:
     samples, rate = audio.decode(clip.path)
     seconds = len(samples) / rate
     known = audio.digest(samples, rate) in adaptation_of(model).contents
-    windows = (WINDOW, HOP) if seconds > LONG else (None, None)
+    window, hop = (WINDOW, HOP) if seconds > LONG else (None, None)
     with desk.lock, own_names([clip]):
-        table = prediction.predict(model, [clip.path], *windows)
+        table = prediction.predict(model, [clip.path], window=window, hop=hop)
     classes = list(table.columns[table.columns.get_loc("confidence") + 1 :])
     chances = table[classes].mean()
     rows = table[["start", "end", "emotion", *classes]].round(3)

@@ -106,12 +106,12 @@ NORMALISE = {
         "normalised per speaker: mean and deviation come from all clips of each target speaker, "
         "the unlabelled query clips among them, and speaker identities are taken as known"
     ),
+    "voice": (
+        "normalised by the statistics of each voice as far as the labelled clips show that this is "
+        "safe, else by those of the corpus, the unlabelled query clips among them; who speaks is "
+        "taken as known, and of each voice {known}"
+    ),
 }
-
-VOICE = (
-    "normalised by the statistics of each voice as far as the labelled clips show that this is "
-    "safe, else of the corpus; of a voice {known} are known, and who speaks is, too"
-)
 
 ROLES = {"target": "target", "held_out_source": "held-out source"}
 

@@ -4,6 +4,8 @@ import math
 from collections import defaultdict
 from itertools import product
 
+import pandas as pd
+
 from metaser import stats
 from metaser.report.names import NORMALISE, ROLES
 from metaser.report.results import ALPHA, UNCLEAR, Results, Scope, count_of, join
@@ -149,7 +151,8 @@ def _outcome(
 
 def normalisation(results: Results) -> list[str]:
     """Say which methods use unlabelled audio of the target, one sentence per way to normalise."""
-    grouped = results.rows.groupby(["setup", "normalise"], sort=False)["method"].unique()
+    rows = results.rows.assign(normalise=_normalised_by(results.rows))
+    grouped = rows.groupby(["setup", "normalise"], sort=False)["method"].unique()
     setups = defaultdict(list)
     for (setup, how), methods in grouped.items():
         setups[how, tuple(m for m in results.methods if m in methods)].append(setup)
@@ -161,9 +164,18 @@ def normalisation(results: Results) -> list[str]:
             else join(map(results.label, methods))
         )
         where = "" if len(names) == len(results.setups) else f", setup {join(names)}"
-        words = NORMALISE.get(how, f"normalised by “{how}”, which this report does not know")
+        kind, _, known = how.partition(": ")
+        unknown = f"normalised by “{how}”, which this report does not know"
+        words = NORMALISE.get(kind, unknown).format(known=known)
         sentences.append(f"{who}{where}: features are {words}.")
     return sentences + _choices(results)
+
+
+def _normalised_by(rows: pd.DataFrame) -> pd.Series:
+    """Return how each row's features are normalised, with what is known of the voices."""
+    if "voice" not in rows:
+        return rows["normalise"]
+    return rows["normalise"].where(rows["voice"].isna(), rows["normalise"] + ": " + rows["voice"])
 
 
 def _choices(results: Results) -> list[str]:

@@ -266,11 +266,12 @@ def test_a_model_s_curve_is_that_of_adapting_to_the_drawn_clips_alone(trained, m
     task = make_task(speakers=4, clips=2)
     features = plant(task, channels=file.header.channels["audio"])
     episode = TaskSampler(task, file.header.classes, 2, 1).episode(0)
-    adapted, own = adaptation.fit(file, features, episode.support, episode.support_targets)
-    expected = model_file.scores(adapted, own, features, episode.query).argmax(axis=1)
-    assert np.array_equal(adapted_model(file, features)(episode), expected)
+    fitted = adaptation.fit(file, features, episode.support, episode.support_targets)
+    expected = fitted.scores(features, episode.query).argmax(axis=1)
+    speakers = task.table["speaker"].to_numpy(str)
+    assert np.array_equal(adapted_model(file, features, speakers)(episode), expected)
     changed = replace(features, values=features.values + 100 * _outside(episode, features))
-    assert np.array_equal(adapted_model(file, changed)(episode), expected)
+    assert np.array_equal(adapted_model(file, changed, speakers)(episode), expected)
 
 
 def _outside(episode, features) -> np.ndarray:
