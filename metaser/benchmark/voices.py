@@ -96,13 +96,16 @@ def scores_by_voice(
         How much the voices' statistics count, in [0, 1].
     """
     share = varied_share(supports[0].targets.cpu().numpy(), speakers)
-    predictors = [method.adapt(support) for support in supports]
-    evidence = [evidence_of(predictor) for predictor in predictors]
-    if evidence[0] is None or evidence[1] is None:
-        trust = gate(share)
-        chosen = 0 if trust else 1
-        return predictors[chosen](queries[chosen].modalities), trust
-    trust = gate(share, evidence[0] - evidence[1])
+    first = method.adapt(supports[0])
+    evidence = evidence_of(first)
+    if evidence is None:
+        if trust := gate(share):
+            return first(queries[0].modalities), trust
+        return method.adapt(supports[1])(queries[1].modalities), trust
+    predictors = [first, method.adapt(supports[1])]
+    other = evidence_of(predictors[1])
+    assert other is not None  # a method has evidence or it has not
+    trust = gate(share, evidence - other)
     scores = [predict(query.modalities).double() for predict, query in zip(predictors, queries)]
     weights = torch.tensor([trust, 1 - trust], dtype=torch.double).log()
     mixed = [score.log_softmax(dim=1) + weight for score, weight in zip(scores, weights)]

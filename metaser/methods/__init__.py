@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from metaser.methods.baselines import Constant, LogisticRegression
+from metaser.methods.by_evidence import ByEvidence
 from metaser.methods.gan_augmentation import GANAugmentation
 from metaser.methods.gaussian_process import GaussianProcess
 from metaser.methods.maml import MAML
@@ -53,6 +54,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "metaser_contrastive": partial(MAML, terms={"contrast": 0.1}),
     "logistic_regression": LogisticRegression,
     "logistic_regression_sources": partial(LogisticRegression, use_sources=True),
+    "metaser_by_evidence": ByEvidence,
     "gaussian_process": GaussianProcess,
     "gan_augmentation": GANAugmentation,
     "majority": partial(Constant, guess="majority"),

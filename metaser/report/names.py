@@ -87,6 +87,11 @@ METHODS = {
     ),
     "from_scratch": ("From scratch", "the same network trained on the support set alone"),
     "zero_shot": ("Zero-shot", "trained on the sources, not adapted"),
+    "metaser_by_evidence": (
+        "MetaSER by evidence",
+        "MetaSER's network and a Gaussian process, each trusted as far as it foretells the "
+        "labelled clips of one speaker from those of the others",
+    ),
     "gaussian_process": (
         "Gaussian process",
         "a linear function per language, in closed form; the labelled clips say how far to trust "

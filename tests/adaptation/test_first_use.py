@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from metaser.adaptation import adapt as adaptation
-from metaser.adaptation import model_file, recipe
+from metaser.adaptation import recipe
 from metaser.adaptation.model_file import load, read_header
 from metaser.cli import app
 from metaser.cli.options import quick_imports
@@ -116,9 +116,9 @@ def test_an_interrupted_training_goes_on_and_ends_as_if_nothing_had_been(
         rest = process.stderr.read()
     assert process.returncode == 130 and "the same command continues" in rest
     assert not out.exists() and not list(tmp_path.rglob("*.part"))
-    loaded, inside = [], loop._load
+    loaded, inside = [], loop._Run.load
     monkeypatch.setattr(
-        loop, "_load", lambda path, *rest: loaded.append(path) or inside(path, *rest)
+        loop._Run, "load", lambda run, path: loaded.append(path) or inside(run, path)
     )
     again = CliRunner().invoke(app, [*map(str, training), "--out", str(out)])
     assert again.exit_code == 0, again.output

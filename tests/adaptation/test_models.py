@@ -19,8 +19,8 @@ from metaser.adaptation import adapt as adaptation
 from metaser.adaptation import card as model_card
 from metaser.adaptation import evaluate as evaluation
 from metaser.adaptation import measure as starter
-from metaser.adaptation import model_file, recipe
 from metaser.adaptation import predict as prediction
+from metaser.adaptation import recipe
 from metaser.adaptation.clips import Clips, labelled_folder
 from metaser.adaptation.model_file import (
     Constants,
@@ -185,8 +185,8 @@ def test_files_that_cannot_be_read_say_why(trained, tmp_path):
         cut.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="cut off"):
             load(cut)
-    newer = _rewrite(trained, tmp_path / "newer.safetensors", format=2, metaser="9.1")
-    with pytest.raises(ValueError, match="format 2, made by MetaSER 9.1"):
+    newer = _rewrite(trained, tmp_path / "newer.safetensors", format=3, metaser="9.1")
+    with pytest.raises(ValueError, match="format 3, made by MetaSER 9.1"):
         load(newer)
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not one of MetaSER"):
@@ -386,7 +386,7 @@ def test_evaluation_agrees_with_scores_made_by_hand(adapted, plant, make_task):
     own = file.header.adaptation.model_copy(update={"contents": [str(features.hashes[0])]})
     file = replace(file, header=file.header.model_copy(update={"adaptation": own}))
     found = evaluation.evaluate(file, task.table, features)
-    guessed = model_file.scores(file.predictor, file.own, features, rows[1:]).argmax(axis=1)
+    guessed = file.fitted.scores(features, rows[1:]).argmax(axis=1)
     targets = [file.header.classes.index(name) for name in task.table["emotion"]][1:]
     assert found.left_out == 1 and found.confusion.sum() == len(rows) - 1
     assert found.uar.value == metrics.uar(targets, guessed)
@@ -442,7 +442,7 @@ def test_the_card_says_where_it_comes_from_and_what_it_is_worth(adapted, trained
     "arguments, message",
     [
         ({"method": "with_sources"}, "needs the sources' clips"),
-        ({"method": "majority"}, "trains no network"),
+        ({"method": "majority"}, "learns nothing that can be kept"),
         ({"method": "inner"}, "has no method 'inner'"),
         ({"setup": "plane"}, "Did you mean 'plain'"),
     ],

@@ -113,7 +113,7 @@ def _awkward_clips(rate: int) -> dict[str, np.ndarray]:
 @pytest.mark.filterwarnings("ignore:n_fft=:UserWarning")
 @pytest.mark.parametrize("name", FRONTENDS)
 def test_every_front_end_keeps_the_contract(name):
-    if name.startswith("ssl"):
+    if name.startswith("ssl") or name == "whisper":
         pytest.skip("needs a model; tests/test_ssl.py makes some")
     if name == "joined":
         pytest.skip("needs front ends to join; tests/test_features.py has some")

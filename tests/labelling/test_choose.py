@@ -143,7 +143,7 @@ def test_a_folder_of_clips_without_labels(clips, tmp_path):
         (["--count", 9, "--audio", "CLIPS"], "there are 8 clips without a label, fewer than 9"),
         (["--count", 3, "--audio", "CLIPS", "--strategy", "kmeans"], "Did you mean 'k_means'?"),
         (["--count", 3, "--audio", "CLIPS", "--speaker", "7"], "no field '7'"),
-        (["--count", 3, "--audio", "nowhere"], "found none at nowhere"),
+        (["--count", 3, "--audio", "nowhere"], "there is none at nowhere"),
     ],
 )
 def test_wrong_wishes(clips, arguments, words):

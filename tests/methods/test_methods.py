@@ -41,6 +41,8 @@ LEARNS = set(METHODS) - {"zero_shot", "majority", "chance"}
 def _make(name: str, hidden=16, **arguments):
     kind = METHODS[name]
     arguments = HASTE.get(name, {}) | arguments
+    if "channels" in inspect.signature(kind).parameters:
+        arguments |= {"channels": CHANNELS, "classes": len(CLASSES)}
     if "model" not in inspect.signature(kind).parameters:
         return kind(**arguments)
     with torch.random.fork_rng():
@@ -169,6 +171,7 @@ def test_what_arrives_after_training_changes_adaptation_alone(name, episode):
     changes = {"steps": 3, "rate": 0.5, "adapt_steps": 3, "adapt_rate": 0.5, "trainable": "head"}
     changes |= {"rehearsal": 2.0, "cycle": "released", "fresh_head": True, "batch_size": 7}
     changes |= {"generated": 2, "gan_steps": 3}
+    changes |= {"process": {"noise": 2.0}, "folds": 3, "factor": 0.5, "prior": 0.3}
     preset = getattr(kind, "keywords", {})
     if "adapts" in preset or "head" in preset:  # these adapt by the inner loop alone
         adaptation = {"adapt_steps"}
