@@ -70,12 +70,13 @@ class ByEvidence(nn.Module):
     folds : int
         Groups of speakers at most, of which each is foretold from the others.
     factor : float
-        What the network's scores are multiplied by to be log-odds.
+        What the network's scores are multiplied by to be log-odds; above 0.
     prior : float
         Weight of the network before any clip speaks, in (0, 1).
     """
 
     knows_speakers = True
+    stackable = True
     ADAPTATION = frozenset({"process", "folds", "factor", "prior"})
 
     def __init__(
@@ -87,7 +88,7 @@ class ByEvidence(nn.Module):
         network: dict[str, Any] | None = None,
         process: dict[str, Any] | None = None,
         folds: int = 5,
-        factor: float = 1.0,
+        factor: float = 0.5,
         prior: float = 0.5,
     ) -> None:
         super().__init__()
@@ -100,6 +101,11 @@ class ByEvidence(nn.Module):
         self.folds = folds
         self.factor = factor
         self.prior = prior
+
+    @property
+    def second_order(self) -> bool:
+        """Whether the network's gradient needs second derivatives."""
+        return self.network.second_order
 
     @property
     def model(self) -> Mixture:

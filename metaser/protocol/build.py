@@ -139,10 +139,12 @@ def _check_frontend(name: str, setup: Setup, frontend: Any) -> None:
                 f"set {key} = {wanted!r}, not {value!r}"
             )
     for label in setup.methods:
-        if traits.learnable and kind_of(method_type(label, setup)[0]) is LogisticRegression:
+        kind = kind_of(method_type(label, setup)[0])
+        if traits.learnable and (kind is LogisticRegression or method_traits(kind).takes_channels):
             raise ValueError(
-                f"setup {name!r}: {label} has no network that {frontend_name!r} could be trained "
-                "with: leave it out, or take a front end that is not learnt"
+                f"setup {name!r}: {label} reads the features themselves, with which "
+                f"{frontend_name!r} could not be trained: leave it out, or take a front end that "
+                "is not learnt"
             )
 
 

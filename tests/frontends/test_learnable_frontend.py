@@ -67,7 +67,9 @@ def _model(adapts: bool, merged: bool = False, backbone=MLP, **size) -> Model:
 
 
 WITH_MODEL = [
-    name for name, kind in METHODS.items() if "model" in inspect.signature(kind).parameters
+    name
+    for name, kind in METHODS.items()
+    if {"model", "channels"} & set(inspect.signature(kind).parameters) == {"model"}
 ]
 
 
