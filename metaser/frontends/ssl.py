@@ -72,7 +72,8 @@ class SSL:
         Longest clip; what exceeds it is cut. Whisper takes at most 30.
     revision : str
         Version of the model. On the hub a commit, tag or branch, by default the newest; of a folder
-        the digest of its files. Becomes the commit or digest found.
+        the digest of its files, unless ``weights`` says what it must be. Becomes the commit or
+        digest found.
     half : bool
         Encode in half precision, which a GPU does faster and no CPU does.
     window : {"clip", "full"}
@@ -131,7 +132,9 @@ class SSL:
         if self.half and not torch.cuda.is_available():
             raise ValueError("half = true needs a GPU, and there is none here: leave it out")
         model = hub.local(self.model)
-        revision = hub.revision(model, self.revision, _SAVE)
+        # A folder may stand in for a commit of the hub; then its weights tell what it is.
+        known = bool(self.weights) and Path(model).is_dir()
+        revision = hub.revision(model, "" if known else self.revision, _SAVE)
         config, extractor = _describe(model, revision)
         self._check_window(extractor)
         total = config.num_hidden_layers + 1
@@ -200,7 +203,7 @@ class LayerWeights(nn.Module):
 
     Parameters
     ----------
-    model, seconds, revision
+    model, seconds, revision, weights
         See ``SSL``.
     pooling : {"none", "mean", "statistics"}
         See ``SSL``. The default keeps one frame a clip, for all frames of all layers are
@@ -223,9 +226,11 @@ class LayerWeights(nn.Module):
         normalise: bool = False,
         revision: str = "",
         adapts: bool = True,
+        *,
+        weights: str = "",
     ) -> None:
         super().__init__()
-        self.extracted = SSL(model, "all", pooling, seconds, revision)
+        self.extracted = SSL(model, "all", pooling, seconds, revision, weights=weights)
         self.channels = self.extracted.width
         self.normalise = normalise
         self.adapts = adapts
@@ -252,11 +257,11 @@ class SSLEncoder(nn.Module):
     nothing there is adapted, and so it is computed once.
 
     Before the matrices have learnt anything, frames are those of ``SSL``. Only Whisper's differ:
-    here its layers see the clip alone, not the silence that fills half a minute.
+    here its layers see the clip alone, not the silence after it.
 
     Parameters
     ----------
-    model, seconds, revision
+    model, seconds, revision, weights
         See ``SSL``; wav2vec 2.0, XLS-R, HuBERT, WavLM, data2vec or Whisper.
     pooling : {"none", "mean"}
         Frames, or one a clip.
@@ -290,12 +295,14 @@ class SSLEncoder(nn.Module):
         alpha: float = 16.0,
         revision: str = "",
         adapts: bool = True,
+        *,
+        weights: str = "",
     ) -> None:
         super().__init__()
         peft = hub.need("peft")
         if pooling not in ("none", "mean"):
             raise ValueError(f"pooling must be one of ('none', 'mean'), not {pooling!r}")
-        self.extracted = SSL(model, layer=0, seconds=seconds, revision=revision)
+        self.extracted = SSL(model, layer=0, seconds=seconds, revision=revision, weights=weights)
         # Fused attention has no second derivative.
         network = _network(
             self.extracted.model, self.extracted.revision, attn_implementation="eager"

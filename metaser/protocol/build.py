@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +89,11 @@ def _pin(arguments: dict[str, Any], frontend: Any) -> dict[str, Any]:
         parts = [_pin(part, own) for part, own in zip(named, frontend.parts)]
         return {**arguments, "parts": parts} if parts != named else arguments
     if traits.weights:
-        return {**arguments, "weights": traits.weights}
+        found = {"weights": traits.weights}
+        # A commit says where to fetch it; the files of a folder may change while its tensors stay.
+        if not Path(extracted(frontend).model).is_dir():
+            found["revision"] = traits.revision
+        return {**arguments, **found}
     return {**arguments, "revision": traits.revision} if traits.revision else arguments
 
 
