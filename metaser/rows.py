@@ -44,7 +44,7 @@ class Row(TypedDict):
     modalities: NotRequired[list[str]]
     batch_norm: NotRequired[str]
     voice: NotRequired[str]  # what was known of the voices
-    trust: NotRequired[list[float]]  # how far each episode trusted their statistics
+    trust: NotRequired[float]  # how far their statistics were trusted, the mean over episodes
     chosen: NotRequired[dict[str, Any] | None]
     skipped_episodes: NotRequired[int]
     generated: NotRequired[dict[str, float]]

@@ -78,13 +78,15 @@ def write_episodes(
     return write_manifest(path, task, [sampler.episode(index) for index in range(count)])
 
 
-def voice_words(setup: Setup) -> str:
-    """Return what a setup knows of the voices, in words."""
+def _voice_facts(setup: Setup, trusts: Sequence[float]) -> dict[str, Any]:
+    """Return what a setup knows of the voices, and how far their statistics were trusted."""
     if setup.normalise != "voice":
-        return "nothing"
-    if setup.voice.clips is None:
-        return "all unlabelled clips"
-    return f"{setup.voice.clips} {'neutral' if setup.voice.neutral else 'unlabelled'} clips"
+        return {}
+    known = "all unlabelled clips"
+    if setup.voice.clips is not None:
+        kind = "neutral" if setup.voice.neutral else "unlabelled"
+        known = f"{setup.voice.clips} {kind} clips"
+    return {"voice": known, "trust": round(float(np.mean(trusts)), 4)}
 
 
 def _views(episode: Episode, material: Material, method: Method) -> list[EpisodeBatch]:
@@ -118,7 +120,7 @@ def score_cell(
                 [batch.query for batch in batches],
                 material.task.table["speaker"].to_numpy()[episode.support],
             )
-            trusts.append(round(trust, 3))
+            trusts.append(trust)
         seconds.append(time.perf_counter() - started)
         if torch.isnan(scores).any():
             raise FloatingPointError(
@@ -146,7 +148,7 @@ def score_cell(
         "digest": digest(material.task, episodes),
         "speakers": protocol.speakers,
         "normalise": setup.normalise,
-        **({"voice": voice_words(setup), "trust": trusts} if trusts else {}),
+        **_voice_facts(setup, trusts),
         "modalities": list(setup.frontends),
         "frontend": ", ".join(facts["name"] for facts in setup.frontends.values()),
         "backbone": setup.backbone["name"],
