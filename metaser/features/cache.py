@@ -91,9 +91,10 @@ def code_digest(kind: type, engine: str, heard: bool) -> str:
 
 
 def code_without_words(source: str) -> str:
-    """Return the code of a module without comments, docstrings and the types of signatures.
+    """Return the code of a module without comments, docstrings and the types in functions.
 
-    So a store stays current when these change. All else counts: names, defaults, decorators, fields
+    Types in functions are those of arguments, of what is returned and of local variables. So a
+    store stays current when these change. All else counts: names, defaults, decorators, fields
     of classes with their types, messages, and imports (also those that only a type needs).
 
     Another version of Python may write the same code in another form. A store that was made there
@@ -106,7 +107,7 @@ def code_without_words(source: str) -> str:
         where there is no source.
     """
     try:
-        tree = ast.parse(source)
+        tree = _LocalTypes().visit(ast.parse(source))
     except SyntaxError:
         return source
     for node in ast.walk(tree):
@@ -118,6 +119,35 @@ def code_without_words(source: str) -> str:
         if isinstance(statements, list):
             statements[:] = [s for s in statements if not _is_docstring(s)] or [ast.Pass()]
     return ast.unparse(tree)
+
+
+class _LocalTypes(ast.NodeTransformer):
+    """Makes ``x = 1`` of ``x: int = 1`` in functions; the fields of a class keep their types."""
+
+    def __init__(self) -> None:
+        self._in_function = False
+
+    def _visit_inside(self, node: ast.AST, in_function: bool) -> ast.AST:
+        before, self._in_function = self._in_function, in_function
+        self.generic_visit(node)
+        self._in_function = before
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._visit_inside(node, False)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        return self._visit_inside(node, True)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return self._visit_inside(node, True)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if not self._in_function:
+            return node
+        if node.value is None:
+            return None
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
 
 
 def _is_docstring(statement: ast.stmt) -> bool:

@@ -290,6 +290,7 @@ class SSLEncoder(nn.Module):
         self,
         model: str,
         pooling: str = "none",
+        *,
         seconds: float = 10.0,
         rank: int = 8,
         alpha: float = 16.0,

@@ -110,12 +110,7 @@ def train(
         If the checkpoint belongs to another run, model or version, or if the method cannot learn
         (see ``diagnose``).
     """
-    run = _Run(method, training, seed)
-    if checkpoint is not None and checkpoint.exists():
-        run.load(checkpoint)
-    elif training.updates:
-        example = sources[0].draw(0).to(device_of(method))
-        diagnose(method, replace(example, other=example.query))
+    run = _begin(method, sources, training, seed, checkpoint)
     engine = MetaBatch(
         method,
         training.engine,
@@ -140,6 +135,23 @@ def train(
     method.load_state_dict(run.best, strict=False)
     method.eval()
     return run.state["history"]
+
+
+def _begin(
+    method: nn.Module,
+    sources: Sequence[Source],
+    training: Training,
+    seed: int,
+    checkpoint: Path | None,
+) -> "_Run":
+    """Return a run that goes on from its checkpoint, or a new one of a method that can learn."""
+    run = _Run(method, training, seed)
+    if checkpoint is not None and checkpoint.exists():
+        run.load(checkpoint)
+    elif training.updates:
+        example = sources[0].draw(0).to(device_of(method))
+        diagnose(method, replace(example, other=example.query))
+    return run
 
 
 class _Run:

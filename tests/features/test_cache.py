@@ -26,7 +26,7 @@ class Loudness:
     def __call__(self, samples, *others, scale: float = 1.0, **options) -> float:
         """Return it."""
         # Squares would do, too.
-        mean = samples.mean() * scale
+        mean: float = samples.mean() * scale
         "A text alone does nothing."
         return mean if mean else LOWEST
 
@@ -51,6 +51,9 @@ def nothing():
         ("**options", "**options: str"),
         ("scale: float", "scale"),
         (" -> float:", " -> int | None:"),
+        ("mean: float =", "mean ="),
+        ("mean: float =", "mean: int ="),
+        ("        mean: float =", "        level: float\n        mean ="),
         ("\n\n\n", "\n\n"),
     ],
 )
