@@ -29,6 +29,7 @@ from metaser.features.table import OUTLIER, Features, enough_threads
 from metaser.features.voice import CENTRE_PRIOR, SPREAD_PRIOR
 from metaser.files import whole
 from metaser.methods.inner_loop import Adapted
+from metaser.naming import nearest
 from metaser.outside import digest_here
 from metaser.protocol.build import make_method, stored_frontend
 from metaser.protocol.schema import Setup
@@ -517,10 +518,36 @@ def _fill(path: str | Path, module: nn.Module, state: dict[str, Tensor]) -> None
     module.eval()
 
 
+ABOARD = Path(__file__).parent.parent / "models"
+"""Models that come with MetaSER; README.md there states their licence."""
+
+
+def aboard() -> dict[str, Path]:
+    """Return the models that come with MetaSER, by name."""
+    return {path.stem: path for path in sorted(ABOARD.glob("*.safetensors"))}
+
+
+def find_model(model: str | Path) -> Path:
+    """Return the file of a model: itself, or the one aboard of that name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither; the names of those aboard are told.
+    """
+    path, known = Path(model), aboard()
+    if path.is_file():
+        return path
+    if str(model) in known:
+        return known[str(model)]
+    raise FileNotFoundError(
+        f"a model must be a file that `metaser train` made or one aboard ({', '.join(known)}), "
+        f"and there is none at {path}.{nearest(str(model), known)}"
+    )
+
+
 def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a model file that `metaser train` made, none at {path}")
+    path = find_model(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = file.keys()  # the only way to go through them

@@ -31,6 +31,9 @@ from metaser.protocol.schema import Protocol, Setup, read_protocol
 from metaser.tasks.task import Task
 from metaser.version import version
 
+PREFERRED = ("gaussian_process", "inner_loop_alone")
+"""Methods that are trained if none is named, the first that a setup has."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -60,7 +63,7 @@ class Recipe:
 def read_recipe(
     protocol: str | Path = "unseen_language",
     setup: str | None = None,
-    method: str = "inner_loop_alone",
+    method: str | None = None,
     sources: Sequence[str] = (),
 ) -> Recipe:
     """Choose what to train.
@@ -71,8 +74,9 @@ def read_recipe(
         A bundled protocol or a file.
     setup : str, optional
         One of its setups; the first if not given.
-    method : str
-        One of the setup's methods that can be kept without the sources' clips.
+    method : str, optional
+        One of the setup's methods that can be kept without the sources' clips; by default the first
+        of ``PREFERRED`` that it has.
     sources : sequence of str
         Tasks to learn from, instead of the protocol's.
 
@@ -89,6 +93,8 @@ def read_recipe(
             f"{', '.join(plan.setups)}"
         )
     chosen = plan.setups[name]
+    if method is None:
+        method = next((one for one in PREFERRED if one in chosen.methods), PREFERRED[0])
     if method not in chosen.methods:
         raise ValueError(
             f"setup {name!r} of {plan.name} has no method {method!r}."

@@ -31,6 +31,7 @@ for command in (
     models.predict,
     models.evaluate,
     models.export,
+    models.models,
     labelling.curve,
     labelling.select,
     similarity,

@@ -296,7 +296,6 @@ class SSLEncoder(nn.Module):
         alpha: float = 16.0,
         revision: str = "",
         adapts: bool = True,
-        *,
         weights: str = "",
     ) -> None:
         super().__init__()

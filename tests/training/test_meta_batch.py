@@ -87,6 +87,8 @@ def _method(name="maml", backbone="mlp", **arguments) -> nn.Module:
         model = Model(BACKBONES[backbone](CHANNELS, **SMALL[backbone]), CLASSES)
         if "domains" in inspect.signature(METHODS[name]).parameters:
             arguments = {"domains": DOMAINS} | arguments
+        if "channels" in inspect.signature(METHODS[name]).parameters:
+            arguments = {"channels": CHANNELS, "classes": CLASSES} | arguments
         return METHODS[name](model=model, **arguments).double()
 
 
