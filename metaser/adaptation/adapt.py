@@ -1,4 +1,4 @@
-"""Adapt a trained model to a few labelled clips of a language, and say what to expect of it."""
+"""Adapt a trained model to a few labelled clips of a language, and estimate its UAR."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ from metaser.methods.inner_loop import Adapted
 from metaser.naming import nearest
 
 MOST_FOLDS = 5
-"""Folds of a cross-validation."""
+"""Folds of a cross-validation, at most."""
 
 
 def adapt(
@@ -46,39 +46,44 @@ def adapt(
     Parameters
     ----------
     file : ModelFile
-        As `metaser train` made it; not changed.
+        A model that `metaser train` made; not changed.
     clips : Clips
         Clips of at least two of the model's classes.
     shots : int, optional
-        Clips a class, drawn at random; all of them if not given.
+        Clips per class, drawn at random; all of them if not given.
     seed : int
-        Chooses them, and the folds of the cross-validation.
-    name, task_version, synthetic
-        What to write into the file about the clips.
+        Chooses the clips, and the folds of the cross-validation.
+    name : str
+        Name of the task or folder that the clips come from, for the header.
+    task_version : int, optional
+        Version of the task, for the header.
+    synthetic : bool
+        Whether the clips are synthetic speech, for the header.
     tell : callable
-        Is given sentences about what is suspicious.
+        Called with a warning, if the clips give reason for one.
 
     Returns
     -------
     ModelFile
-        ``header.adaptation.expected`` is the UAR to expect on new clips of other speakers.
+        The adapted model; ``header.adaptation.expected`` is the UAR to expect on new clips of other
+        speakers.
 
     Raises
     ------
     ValueError
-        If the model is adapted already, a class is unknown or has too few clips, or audio has two
-        labels.
+        If the model is adapted already, a class is unknown or has too few clips, or two clips are
+        the same audio.
     AudioError
         If a clip cannot be read.
     """
     if file.header.adaptation is not None:
         raise ValueError(
-            f"the model is adapted to {file.header.adaptation.name!r} already: adapt the file that "
-            "`metaser train` made"
+            "the model must be one that `metaser train` made, not one that is adapted to "
+            f"{file.header.adaptation.name!r} already: adapt the trained model instead"
         )
     clips = _chosen(clips, file.header.classes, shots, seed)
     heard = list(hear(clips.files, file.frontend()))
-    contents = [one.content for one in heard]
+    contents = [clip.content for clip in heard]
     refuse_two_labels(clips, contents)
     if mixed := mixed_rates(heard):
         tell(mixed)
@@ -111,29 +116,31 @@ def adapt(
 
 
 def _chosen(clips: Clips, classes: Sequence[str], shots: int | None, seed: int) -> Clips:
-    """Check the clips and draw ``shots`` of each class."""
+    """Check the clips and draw ``shots`` of each class; keep all if it is None."""
     by_class: dict[str, list[int]] = {}
     for row, emotion in enumerate(clips.emotions):
         by_class.setdefault(emotion, []).append(row)
     for emotion in by_class:
         if emotion not in classes:
             raise ValueError(
-                f"{emotion!r} is not a class of the model.{nearest(emotion, classes)} It knows "
-                f"{', '.join(classes)}"
+                f"every label must be a class of the model ({', '.join(classes)}), not {emotion!r}."
+                f"{nearest(emotion, classes)} Rename the label, or leave its clips out"
             )
     counts = {emotion: len(rows) for emotion, rows in by_class.items()}
     if len(counts) < 2:
-        raise ValueError(f"expected clips of at least two classes, came {counts}")
-    short = [emotion for emotion, count in counts.items() if shots and count < shots]
-    if short:
         raise ValueError(
-            f"{shots} shots need {shots} clips of each class, but {short[0]!r} has "
-            f"{counts[short[0]]}: record more, or ask for fewer shots"
+            f"the clips must be of at least two classes, not {counts}: add clips of another class"
         )
     if shots is None:
         return clips
+    for emotion, count in counts.items():
+        if count < shots:
+            raise ValueError(
+                f"every class must have {shots} clips for {shots} shots, but {emotion!r} has "
+                f"{count}: record more, or ask for fewer shots"
+            )
     rng = np.random.default_rng(seed)
-    rows = sorted(chain.from_iterable(rng.permutation(r)[:shots] for r in by_class.values()))
+    rows = sorted(chain.from_iterable(rng.permutation(own)[:shots] for own in by_class.values()))
     return Clips(
         tuple(clips.files[row] for row in rows),
         tuple(clips.emotions[row] for row in rows),
@@ -149,12 +156,12 @@ def fit(
     speakers: np.ndarray | None = None,
     present: np.ndarray | None = None,
 ) -> Fitted:
-    """Adapt to clips whose features are known.
+    """Adapt a model to clips whose features are known.
 
     Parameters
     ----------
     file : ModelFile
-        A trained model.
+        A trained model; not changed.
     features : Features
         Not normalised.
     rows, targets : ndarray of int
@@ -164,13 +171,20 @@ def fit(
     present : ndarray of bool, optional
         (classes,) which classes the language has; those of ``targets`` if not given.
 
+    Returns
+    -------
+    adapted : Adapted
+        The predictor.
+    constants : Constants
+        What features are normalised by before it reads them.
+
     Raises
     ------
     ValueError
-        If what the method learns from the clips cannot be kept in a file.
+        If the method does not adapt a model's parameters, so that no file can hold the result.
     """
-    known = np.arange(len(file.header.classes))
-    present = np.isin(known, targets) if present is None else present
+    if present is None:
+        present = np.isin(np.arange(len(file.header.classes)), targets)
     own = file.support_constants(features, rows)
     support = features.batch(rows, targets, present)
     if speakers is not None and method_traits(file.method).knows_speakers:
@@ -193,8 +207,9 @@ def _adapted(file: ModelFile, support: Batch) -> Adapted:
     adapted = file.method.adapt(support)
     if not isinstance(adapted, Adapted):
         raise ValueError(
-            f"{file.header.method!r} keeps the clips themselves to predict, which a model file "
-            "must not: train another method, such as inner_loop_alone"
+            f"the method must adapt the model's parameters, but {file.header.method!r} keeps the "
+            "clips, which a model file must not hold: train another method, such as "
+            "inner_loop_alone"
         )
     return adapted
 
@@ -207,7 +222,10 @@ def foresee(
     speakers: np.ndarray | None,
     seed: int = 0,
 ) -> Expected:
-    """The UAR to expect on new clips of other speakers, from cross-validation over these clips."""
+    """Return the UAR to expect on new clips of other speakers.
+
+    It comes from a cross-validation over the given clips, see ``cross_validate`` for the arguments.
+    """
     counts = np.bincount(targets)
     fewest, classes = int(counts[counts > 0].min()), int((counts > 0).sum())
     folds, seen = cross_validate(file, features, rows, targets, speakers, seed)
@@ -222,11 +240,34 @@ def cross_validate(
     speakers: np.ndarray | None,
     seed: int = 0,
 ) -> tuple[Folds, float]:
-    """UAR over clips that the model was not adapted to, fold by fold.
+    """Return how the clips were cross-validated, and the UAR of that.
 
-    Folds leave out speakers where there are several; else, which flatters, clips. There are none
-    where a class has one clip, or where most speakers show one emotion: to leave such a speaker out
-    is to leave out most of the emotion, so that would say nothing of what all clips together teach.
+    Each fold leaves out some speakers, or some clips where there is one speaker only; the latter
+    gives too high a UAR. There is no cross-validation in two cases. One is a class with one clip.
+    The other is that most speakers show one emotion only: leaving such a speaker out leaves out
+    most of the emotion, so the UAR would say nothing about a model adapted to all clips.
+
+    Parameters
+    ----------
+    file : ModelFile
+        A trained model; not changed.
+    features : Features
+        Features that are not normalised.
+    rows : ndarray of int
+        (clips,) rows of ``features``.
+    targets : ndarray of int
+        (clips,) class index of each clip.
+    speakers : ndarray or None
+        (clips,) who speaks; None where that is not known.
+    seed : int
+        Chooses the clips of a fold.
+
+    Returns
+    -------
+    folds : {"none", "clips", "speakers"}
+        What the folds leave out.
+    uar : float
+        In [0, 1]; NaN if ``folds`` is "none".
     """
     counts = np.bincount(targets)
     fewest = int(counts[counts > 0].min())
@@ -241,19 +282,19 @@ def cross_validate(
         split = GroupKFold(min(MOST_FOLDS, people))
     present = np.isin(np.arange(len(file.header.classes)), targets)
     guessed = np.full(len(rows), -1)
-    for learnt, asked in split.split(rows, targets, groups):
+    for learnt, judged in split.split(rows, targets, groups):
         if len(np.unique(targets[learnt])) < 2:
-            continue  # nothing can be learnt without these speakers
-        known = [None if speakers is None else speakers[some] for some in (learnt, asked)]
+            continue  # adapting needs two classes
+        known = [None if speakers is None else speakers[some] for some in (learnt, judged)]
         fitted = fit(file, features, rows[learnt], targets[learnt], known[0], present)
-        guessed[asked] = fitted.scores(features, rows[asked], known[1]).argmax(axis=1)
-    scored = guessed >= 0
-    if set(targets[scored]) != set(targets):
+        guessed[judged] = fitted.scores(features, rows[judged], known[1]).argmax(axis=1)
+    was_judged = guessed >= 0
+    if set(targets[was_judged]) != set(targets):
         return "none", float("nan")
-    return kind, metrics.uar(targets[scored], guessed[scored])
+    return kind, metrics.uar(targets[was_judged], guessed[was_judged])
 
 
 def _mostly_one_emotion(targets: np.ndarray, speakers: np.ndarray) -> bool:
-    """Whether most speakers show one emotion only."""
-    shown = [len(np.unique(targets[speakers == one])) for one in np.unique(speakers)]
-    return bool(np.mean(np.array(shown) == 1) > 0.5)
+    """Return whether most speakers show one emotion only."""
+    counts = [len(np.unique(targets[speakers == speaker])) for speaker in np.unique(speakers)]
+    return bool(np.mean(np.array(counts) == 1) > 0.5)

@@ -1,4 +1,4 @@
-"""Make a score a probability, and say how far a probability can be trusted."""
+"""Turn scores into probabilities, and measure how far these can be trusted."""
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -8,18 +8,23 @@ BINS = 15
 """Bins of confidence, of equal width, in which the calibration error is taken."""
 
 COOLEST, HOTTEST = 0.05, 20.0
-"""Range in which temperatures are looked for."""
+"""The lowest and the highest temperature that is tried."""
 
 
 def probabilities(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities (clips, classes) of scores (clips, classes); a score of -infinity gives 0.
+    """Return the probabilities of scores.
 
     Parameters
     ----------
     scores : ndarray
-        Logits.
+        (clips, classes) logits; -infinity gives a probability of 0.
     temperature : float
-        Above 0; above 1 the probabilities are drawn towards each other.
+        Above 0. Scores are divided by it: above 1 the probabilities come closer to each other.
+
+    Returns
+    -------
+    ndarray
+        (clips, classes) in [0, 1]; each row sums to 1.
     """
     return softmax(np.asarray(scores, float) / temperature, axis=1)
 
@@ -27,7 +32,7 @@ def probabilities(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 def fit_temperature(
     scores: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None
 ) -> float:
-    """The temperature of the largest likelihood.
+    """Return the temperature that makes the true classes most likely.
 
     Parameters
     ----------
@@ -59,7 +64,7 @@ def fit_temperature(
 
 
 def ece(probability: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Expected calibration error: how far confidence and accuracy lie apart.
+    """Return the expected calibration error: how far confidence and accuracy lie apart.
 
     Parameters
     ----------
@@ -73,7 +78,7 @@ def ece(probability: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
     Returns
     -------
     float
-        In [0, 1], smaller is better; NaN without clips. Few clips make it too large.
+        In [0, 1]; smaller is better. NaN without clips; too large where there are few.
 
     References
     ----------
@@ -86,5 +91,5 @@ def ece(probability: np.ndarray, targets: np.ndarray, weights: np.ndarray | None
     weights = np.ones(len(targets)) if weights is None else np.asarray(weights, float)
     confidence = probability.max(axis=1)
     gap = weights * ((probability.argmax(axis=1) == targets) - confidence)
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return float(np.abs(np.bincount(place, gap)).sum() / weights.sum())
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    return float(np.abs(np.bincount(bins, gap)).sum() / weights.sum())

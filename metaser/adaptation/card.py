@@ -1,4 +1,4 @@
-"""A model's card: what it learnt from, what it is worth, what it must not be used for."""
+"""A model's card: what it learnt from, how well it works, and what it must not be used for."""
 
 from pathlib import Path
 
@@ -33,43 +33,43 @@ UNJUDGED = (
 
 
 def warnings(header: Header) -> list[str]:
-    """What whoever uses the model must be told each time."""
-    found = [SYNTHETIC] if header.synthetic else []
-    return found + ([] if header.adaptation else [ZERO_SHOT])
+    """Return what everyone who uses the model must be told, in sentences."""
+    sentences = [SYNTHETIC] if header.synthetic else []
+    return sentences + ([] if header.adaptation else [ZERO_SHOT])
 
 
 def percent(value: float, low: float, high: float) -> str:
-    """E.g. ``61.2 % [50.1, 72.3]``."""
+    """Return a share and its interval in percent, such as ``61.2 % [50.1, 72.3]``."""
     return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def measured_lines(header: Header) -> list[str]:
-    """Rows of a table in Markdown: quality on what was left out, by clips a class."""
+    """Return a table in Markdown: quality on what was left out, by clips per class."""
     lines = [
-        "| clips a class | UAR [95 % interval] | chance | calibration error, before and after |",
+        "| clips per class | UAR [95 % interval] | chance | calibration error, before and after |",
         "|---|---|---|---|",
     ]
-    for one in header.quality:
-        shots = one.shots or "0 (zero-shot)"
-        interval = percent(one.uar, one.low, one.high)
-        errors = f"{one.ece_before:.3f}, {one.ece_after:.3f}"
-        lines.append(f"| {shots} | {interval} | {100 * one.chance:.0f} % | {errors} |")
+    for measured in header.quality:
+        shots = measured.shots or "0 (zero-shot)"
+        interval = percent(measured.uar, measured.low, measured.high)
+        errors = f"{measured.ece_before:.3f}, {measured.ece_after:.3f}"
+        lines.append(f"| {shots} | {interval} | {100 * measured.chance:.0f} % | {errors} |")
     return lines
 
 
 def expected_lines(header: Header) -> list[str]:
-    """What to expect of an adapted model, in sentences."""
+    """Return what to expect of an adapted model, in sentences without a full stop."""
     own = header.adaptation
-    assert own is not None  # only an adapted model has them
-    beside = measured_at(header, own.shots)
+    assert own is not None  # the model is adapted
+    left_out = measured_at(header, own.shots)
     people = "" if own.speakers is None else f" of {own.speakers} speakers"
     unjudged = own.folds == "none" and not np.isnan(own.seen)
     lines = [
         f"UAR to expect on new clips of other speakers: {percent(own.uar, own.low, own.high)}, "
         f"95 % interval; chance is {100 / len(own.classes):.0f} %",
         f"from {own.clips} clips{people}: {UNJUDGED if unjudged else FOLDS[own.folds]}",
-        f"on left-out {_plural(header)} with {beside.shots} clips a class it was "
-        f"{percent(beside.uar, beside.low, beside.high)} ({len(beside.tasks)} corpora)",
+        f"on left-out {_plural(header)} with {left_out.shots} clips per class it was "
+        f"{percent(left_out.uar, left_out.low, left_out.high)} ({len(left_out.tasks)} corpora)",
     ]
     if not np.isnan(own.seen):
         lines.insert(2, f"the cross-validation itself says {100 * own.seen:.1f} %")
@@ -77,20 +77,22 @@ def expected_lines(header: Header) -> list[str]:
 
 
 def _plural(header: Header) -> str:
+    """Return what was left out of trainings in turn, in words."""
     return {"language": "languages", "task": "corpora", "speakers": "speakers"}[header.left_out]
 
 
 def card(file: ModelFile, name: str, onnx_difference: float | None = None) -> str:
-    """The card in Markdown.
+    """Return the card in Markdown.
 
     Parameters
     ----------
     file : ModelFile
         The model.
     name : str
-        What to call it.
+        What the card calls it.
     onnx_difference : float, optional
-        Largest difference of the ONNX file's scores, if one was made.
+        Largest difference between the scores of the ONNX file and of the model, if there is such
+        a file.
     """
     header = file.header
     lines = [f"# {name}", ""]
@@ -147,11 +149,12 @@ def card(file: ModelFile, name: str, onnx_difference: float | None = None) -> st
 
 
 def _hearing(header: Header) -> list[str]:
+    """Return how the model turns sound into scores, as items of a list."""
     setup = header.setup
     assert setup.frontend is not None  # a model file hears audio
-    arguments = {k: v for k, v in setup.frontend.items() if k != "name"}
-    said = f" with {arguments}" if arguments else ""
-    lines = [f"- Front end: {setup.frontend['name']}{said}; backbone: {setup.backbone['name']}."]
+    arguments = {key: value for key, value in setup.frontend.items() if key != "name"}
+    detail = f" with {arguments}" if arguments else ""
+    lines = [f"- Front end: {setup.frontend['name']}{detail}; backbone: {setup.backbone['name']}."]
     if setup.normalise != "none":
         lines.append(
             "- Features are normalised by mean and deviation of the clips that it was adapted to, "
@@ -162,7 +165,7 @@ def _hearing(header: Header) -> list[str]:
 
 
 def _onnx_input(file: ModelFile) -> str:
-    """What stands inside and outside of an ONNX file."""
+    """Return what an ONNX file of the model takes and gives."""
     if file.predictor.model.frontend is None:
         return "normalised features and gives scores; front end and normalisation stand outside"
     return "frames of samples and gives scores; the learnt front end is inside"

@@ -1,4 +1,4 @@
-"""A user's own recordings: labelled by the folders they lie in."""
+"""A user's own clips, which are labelled by the folders that they lie in."""
 
 import re
 import unicodedata
@@ -17,11 +17,11 @@ class Clips:
     Attributes
     ----------
     files : tuple of Path
-        Audio files.
+        Audio files, one per clip.
     emotions : tuple of str
-        Class of each.
+        Class of each clip.
     speakers : tuple of str or None
-        Who speaks in each; None where that is not known.
+        Who speaks in each clip; None where that is not known.
     """
 
     files: tuple[Path, ...]
@@ -38,43 +38,51 @@ def labelled_folder(
 ) -> Clips:
     """Find the clips of a folder whose sub-folders are named by emotion.
 
-    A sub-folder's name is a class as it stands, whatever its case and the spaces around it, or is
-    mapped. Sub-folders below that are taken for speakers.
+    A sub-folder's name is a class, or ``mapping`` tells its class; upper and lower case and the
+    spaces around a name do not matter. Folders inside a sub-folder are named by speaker.
 
     Parameters
     ----------
     folder : str or Path
-        E.g. with ``angry/ali/01.wav`` or ``angry/01.wav`` below.
+        A folder with files such as ``angry/ali/01.wav`` or ``angry/01.wav``.
     classes : collection of str
-        Classes that are known.
+        The model's classes.
     mapping : mapping of str to str, optional
-        Name of a sub-folder to class, e.g. ``{"wütend": "angry"}``.
+        The class of each sub-folder that is not named by one, such as ``{"wütend": "angry"}``.
     drop : collection of str
-        Names of sub-folders that are left out.
+        Names of sub-folders to leave out.
     speaker : str, optional
-        Regular expression whose first group in a file's name, without extension, is the speaker.
+        Regular expression for the names of files, without extension; its first group is the
+        speaker.
+
+    Returns
+    -------
+    Clips
+        In the order of sub-folders and files.
 
     Raises
     ------
     FileNotFoundError
         If there is no such folder.
     ValueError
-        If there are no clips, a name is neither a class nor mapped nor dropped (the nearest class
-        is told), a sub-folder holds a file that is not audio, or ``speaker`` fits a name not.
+        If there are no clips, the class of a sub-folder is not known (the nearest one is named), a
+        sub-folder holds a file that is not audio, or ``speaker`` does not match the name of a file.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"expected a folder of labelled clips, found none at {folder}")
+        raise FileNotFoundError(
+            f"the labelled clips must lie in a folder, but {folder} is none: check the path"
+        )
     known = {_plain(name): name for name in classes}
     known |= {
         _plain(name): _known_class(target, classes) for name, target in (mapping or {}).items()
     }
     dropped = {_plain(name) for name in drop}
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
-    wanted = [path for path in inside if _plain(path.name) not in dropped]
+    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    wanted = [path for path in subfolders if _plain(path.name) not in dropped]
     unknown = [path.name for path in wanted if _plain(path.name) not in known]
     if unknown:
-        raise ValueError(_unknown(unknown, classes))
+        raise ValueError(_unknown_message(unknown, classes))
     files, emotions = [], []
     for path in wanted:
         found = audio.find(path)
@@ -83,15 +91,16 @@ def labelled_folder(
         emotions += [known[_plain(path.name)]] * len(found)
     if not files:
         loose = len(audio.find(folder))
-        hint = f"; {loose} audio files lie in it directly, without a label" if loose else ""
+        instead = f"{loose} audio files without a label" if loose else "no audio files"
         raise ValueError(
-            f"{folder} holds no labelled clips{hint}: expected a sub-folder for each emotion "
-            f"({', '.join(classes)}) with audio files in it"
+            f"{folder} must hold a sub-folder with audio files for each emotion "
+            f"({', '.join(classes)}), but it holds {instead}: move the clips into such sub-folders"
         )
     return Clips(tuple(files), tuple(emotions), _speakers(folder, files, speaker))
 
 
 def _plain(name: str) -> str:
+    """Return a name without what does not tell names apart: case, spaces around it, encoding."""
     return unicodedata.normalize("NFC", name).strip().casefold()
 
 
@@ -99,28 +108,29 @@ def _known_class(target: str, classes: Collection[str]) -> str:
     name = _plain(target)
     if name not in classes:
         raise ValueError(
-            f"{target!r} is not a class of the model.{nearest(name, classes)} "
-            f"It knows {', '.join(classes)}"
+            f"a sub-folder must stand for a class of the model ({', '.join(classes)}), not "
+            f"{target!r}.{nearest(name, classes)} Choose one of them"
         )
     return name
 
 
-def _unknown(names: Sequence[str], classes: Collection[str]) -> str:
-    guess = [nearest(_plain(name), classes) for name in names]
-    said = ", ".join(f"{name!r}{hint}" for name, hint in zip(names, guess))
+def _unknown_message(names: Sequence[str], classes: Collection[str]) -> str:
+    """Return what to do about sub-folders whose class is not known."""
+    listed = ", ".join(f"{name!r}{nearest(_plain(name), classes)}" for name in names)
+    first = names[0].strip()
     return (
-        f"sub-folders that are no class of the model: {said}; it knows {', '.join(classes)}. Say "
-        f"what each means, e.g. --label '{names[0].strip()}={min(classes)}', or leave it out by "
-        f"--drop '{names[0].strip()}'"
+        f"every sub-folder must be named by a class of the model ({', '.join(classes)}), not "
+        f"{listed}: name its class, such as --label '{first}={min(classes)}', or leave it out by "
+        f"--drop '{first}'"
     )
 
 
 def _refuse_others(folder: Path, found: Sequence[Path]) -> None:
-    """Refuse files that are not audio by their name, and folders without any that is."""
+    """Refuse a folder without audio files, or with files that are not audio by their name."""
     if not found:
         raise ValueError(
-            f"{folder} holds no audio file (known are {', '.join(audio.EXTENSIONS)}): add some, or "
-            "remove it"
+            f"{folder} must hold audio files ({', '.join(audio.EXTENSIONS)}), but it holds none: "
+            "add some, or remove the folder"
         )
     others = [
         path
@@ -129,26 +139,29 @@ def _refuse_others(folder: Path, found: Sequence[Path]) -> None:
     ]
     if others:
         raise ValueError(
-            f"{others[0]} is among the clips and is not audio by its name (known are "
-            f"{', '.join(audio.EXTENSIONS)}); {len(others)} such files: move them elsewhere, or "
-            "convert them to one of these"
+            f"all files among the clips must be audio ({', '.join(audio.EXTENSIONS)}), but "
+            f"{len(others)} are not by their name, such as {others[0]}: move them elsewhere, or "
+            "convert them"
         )
 
 
 def _speakers(folder: Path, files: Sequence[Path], pattern: str | None) -> tuple[str, ...] | None:
-    """Who speaks, by the file's name or by the folders below the emotion's."""
+    """Return who speaks each clip, by the file's name or by the folders inside the emotion's."""
     if pattern is not None:
         try:
             compiled = re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+            raise ValueError(
+                f"the pattern of speakers must be a regular expression, not {pattern!r} ({error}): "
+                "write one such as '^([^_]+)_'"
+            ) from error
         speakers = []
         for path in files:
             match = compiled.search(path.stem)
             if match is None or not match.groups():
                 raise ValueError(
-                    f"{pattern!r} gives no speaker for {path.name}: expected a pattern with one "
-                    "group that fits every name, such as '^([^_]+)_'"
+                    "the pattern of speakers must have a group that matches every file's name, but "
+                    f"{pattern!r} gives no speaker for {path.name}: write one such as '^([^_]+)_'"
                 )
             speakers.append(match[1])
         return tuple(speakers)
@@ -157,16 +170,29 @@ def _speakers(folder: Path, files: Sequence[Path], pattern: str | None) -> tuple
 
 
 def refuse_two_labels(clips: Clips, contents: Sequence[str]) -> None:
-    """Refuse clips of the same audio: under two labels, or twice, which would count as two."""
-    first: dict[str, int] = {}
+    """Refuse clips that are the same audio, with two labels or with one.
+
+    Parameters
+    ----------
+    clips : Clips
+        The clips.
+    contents : sequence of str
+        Digest of the audio of each clip.
+
+    Raises
+    ------
+    ValueError
+        If two clips are the same audio; the message names them.
+    """
+    first_rows: dict[str, int] = {}
     for row, content in enumerate(contents):
-        before = first.setdefault(content, row)
+        before = first_rows.setdefault(content, row)
         if before == row:
             continue
         pair = f"{clips.files[before]} and {clips.files[row]}"
         if clips.emotions[before] != clips.emotions[row]:
             raise ValueError(
-                f"{pair} are the same audio with two labels, {clips.emotions[before]} and "
-                f"{clips.emotions[row]}: keep the right one"
+                f"each clip must have one label, but {pair} are the same audio with two labels, "
+                f"{clips.emotions[before]} and {clips.emotions[row]}: keep the right one"
             )
-        raise ValueError(f"{pair} are the same audio: keep one of them")
+        raise ValueError(f"all clips must differ, but {pair} are the same audio: keep one of them")

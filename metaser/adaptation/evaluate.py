@@ -1,4 +1,4 @@
-"""Score a model on labelled clips that it has not heard, with intervals that know of speakers."""
+"""Score a model on labelled clips that it has not heard, with intervals over speakers."""
 
 from dataclasses import dataclass
 
@@ -11,11 +11,22 @@ from metaser.adaptation.model_file import ModelFile
 from metaser.features.table import Features
 
 RESAMPLES = 2000
+"""Bootstrap draws behind an interval."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A value with its 95 % interval over speakers (or clips, where there is one speaker)."""
+    """A score with its 95 % interval.
+
+    Attributes
+    ----------
+    value : float
+        In [0, 1].
+    low, high : float
+        The ends of the interval over speakers, or over clips where there is one speaker only.
+    clips, speakers : int
+        How many were scored.
+    """
 
     value: float
     low: float
@@ -33,20 +44,21 @@ class Evaluation:
     uar, macro_f1 : Score
         In [0, 1].
     new_speakers : Score or None
-        UAR on those speakers of whom the model has heard no clip; None where there are none, or
-        the model is not adapted to clips of this task.
+        UAR on the speakers of whom the model has heard no clip. None where there are none, or
+        where the model is not adapted to clips of this task.
     ece : float
-        Expected calibration error.
-    confusion : ndarray
-        (classes, classes) counts; row = true class.
+        Expected calibration error, in [0, 1].
+    confusion : ndarray of int
+        (classes, classes) counts of clips: true classes in rows, predicted ones in columns.
     classes : tuple of str
-        Their order.
+        The classes, in the order of ``confusion``.
     groups : DataFrame
-        ``group`` ("gender" or "speaker"), ``name``, ``clips``, ``classes``, ``uar``.
+        One row per gender and per speaker: ``group`` ("gender" or "speaker"), ``name``, ``clips``,
+        ``classes`` (how many), ``uar``.
     left_out : int
-        Clips that the model was adapted to.
+        Clips that were not scored because the model was adapted to them.
     other_classes : int
-        Clips of classes that it does not know.
+        Clips that were not scored because the model does not know their class.
     """
 
     uar: Score
@@ -69,18 +81,20 @@ def evaluate(file: ModelFile, table: pd.DataFrame, features: Features, seed: int
         Adapted, or as `metaser train` made it; that one is normalised by the clips scored. A model
         that knows voices looks at all clips scored of each speaker, without their labels.
     table : DataFrame
-        Of the task: ``emotion``, ``speaker``, ``unit`` and perhaps ``gender``, a row a clip.
+        The task's table, one row per clip: ``emotion``, ``speaker``, ``unit`` and perhaps
+        ``gender``.
     features : Features
-        Of the same clips, not normalised.
+        Features of the same clips, not normalised.
     seed : int
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Raises
     ------
     ValueError
         If no clip is left to score.
     """
-    classes = [n for n, has in zip(file.header.classes, file.predictor.classes.tolist()) if has]
+    present = file.predictor.classes.tolist()
+    classes = [name for name, has in zip(file.header.classes, present) if has]
     adaptation = file.header.adaptation
     contents = set() if adaptation is None else set(adaptation.contents)
     known = table["emotion"].isin(classes).to_numpy()
@@ -88,26 +102,27 @@ def evaluate(file: ModelFile, table: pd.DataFrame, features: Features, seed: int
     rows = np.flatnonzero(known & ~learnt)
     if not len(rows):
         raise ValueError(
-            f"no clip is left to score: {int((known & learnt).sum())} of {len(table)} were adapted "
-            f"to, {int((~known).sum())} are of other classes than {', '.join(classes)}"
+            f"at least one clip must be left to score, but {int((known & learnt).sum())} of the "
+            f"{len(table)} clips were adapted to and {int((~known).sum())} are of other classes "
+            f"than {', '.join(classes)}: choose another task"
         )
     speakers = table["speaker"].to_numpy(str)[rows]
-    found = file.fitted_to(features, rows).scores(features, rows, speakers)
+    logits = file.fitted_to(features, rows).scores(features, rows, speakers)
     units = table["unit"].to_numpy()
-    met = np.isin(units, units[learnt])[rows]
+    heard = np.isin(units, units[learnt])[rows]
     table, units = table.iloc[rows], units[rows]
     targets = np.array([file.header.classes.index(name) for name in table["emotion"]])
-    guessed = found.argmax(axis=1)
+    guessed = logits.argmax(axis=1)
     names = np.arange(len(file.header.classes))
-    new = None
-    if learnt.any() and not met.all():
-        new = score("uar", targets[~met], guessed[~met], units[~met], seed)
+    new_speakers = None
+    if learnt.any() and not heard.all():
+        new_speakers = score("uar", targets[~heard], guessed[~heard], units[~heard], seed)
     chosen = [file.header.classes.index(name) for name in classes]
     return Evaluation(
         uar=score("uar", targets, guessed, units, seed),
         macro_f1=score("macro_f1", targets, guessed, units, seed),
-        new_speakers=new,
-        ece=ece(probabilities(found, file.temperature), targets),
+        new_speakers=new_speakers,
+        ece=ece(probabilities(logits, file.temperature), targets),
         confusion=metrics.confusion(targets, guessed, names)[np.ix_(chosen, chosen)],
         classes=tuple(classes),
         groups=_groups(table, targets, guessed),
@@ -119,10 +134,11 @@ def evaluate(file: ModelFile, table: pd.DataFrame, features: Features, seed: int
 def score(
     metric: str, targets: np.ndarray, guessed: np.ndarray, units: np.ndarray, seed: int = 0
 ) -> Score:
-    """A score with its interval by the bootstrap over speakers.
+    """Return a score with its interval by the bootstrap over speakers.
 
-    Speakers are drawn anew with all their clips, for clips of one speaker are alike. With one
-    speaker, clips are drawn anew, and the interval says nothing about other speakers.
+    Clips of one speaker are alike, so speakers are drawn again, each with all their clips. Where
+    there is one speaker only, clips are drawn again, and the interval says nothing about other
+    speakers.
 
     Parameters
     ----------
@@ -133,7 +149,7 @@ def score(
     units : ndarray
         (clips,) who speaks.
     seed : int
-        Of the draws.
+        Seed of the draws.
     """
     people = len(np.unique(units))
     groups = np.unique(units, return_inverse=True)[1] if people > 1 else np.arange(len(units))
@@ -149,10 +165,10 @@ def score(
 
 
 def _from_confusion(metric: str, counts: np.ndarray) -> np.ndarray:
-    """UAR or macro-F1 of confusion matrices (..., classes, classes), for all of them at once."""
+    """Return the UAR or macro-F1 (...) of confusion matrices (..., classes, classes)."""
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    true, claimed = counts.sum(axis=-1), counts.sum(axis=-2)
-    shares = {"uar": (hits, true), "macro_f1": (2 * hits, true + claimed)}
+    true, predicted = counts.sum(axis=-1), counts.sum(axis=-2)
+    shares = {"uar": (hits, true), "macro_f1": (2 * hits, true + predicted)}
     above, below = shares[metric]
     return np.nanmean(
         np.divide(above, below, where=below > 0, out=np.full(above.shape, np.nan)), axis=-1
@@ -160,15 +176,15 @@ def _from_confusion(metric: str, counts: np.ndarray) -> np.ndarray:
 
 
 def _groups(table: pd.DataFrame, targets: np.ndarray, guessed: np.ndarray) -> pd.DataFrame:
-    """UAR of each gender, where known, and of each speaker."""
-    found = []
+    """Return the UAR of each gender, where it is known, and of each speaker."""
+    groups = []
     for column in ("gender", "speaker"):
         if column not in table:
             continue
         own = table[column].replace("", np.nan).to_numpy()
         for name in sorted(set(own[pd.notna(own)])):
             rows = own == name
-            found.append(
+            groups.append(
                 {
                     "group": column,
                     "name": name,
@@ -177,4 +193,4 @@ def _groups(table: pd.DataFrame, targets: np.ndarray, guessed: np.ndarray) -> pd
                     "uar": metrics.uar(targets[rows], guessed[rows]),
                 }
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(groups)

@@ -1,14 +1,14 @@
-"""What to expect of a model in a new language, from few clips: a UAR with an honest interval.
+"""The UAR to expect of a model in a new language, from few clips, with an honest interval.
 
-Cross-validation over twenty clips says little, and says it with too much confidence: the clips come
-from few speakers, and the next ones sound different. How far it lies from the truth is therefore
-measured where the truth is known, on languages that were left out of the training: there, a few
-clips are drawn as a user would give them (``Draw``), and what cross-validation says of them is held
-against the UAR on the other speakers. The mean difference corrects the one by the other, and the
-interval is as wide as was needed for the left-out language that was hardest to foresee.
+Cross-validation over twenty clips says little, and its own interval is too narrow: the clips come
+from few speakers, and the next speakers sound different. So its error is measured where the truth
+is known, on languages that were left out of the training. There, a few clips are drawn as a user
+would give them (``Draw``), and the cross-validated UAR is compared with the UAR on the other
+speakers. The mean difference is a correction. The interval is as wide as was needed for the
+left-out language that was hardest to foresee.
 
-Scores are chance-corrected throughout, skill = (UAR - 1/C) / (1 - 1/C), so that languages with
-different numbers C of classes can stand side by side.
+All scores are corrected for chance, so that languages with different numbers C of classes can be
+compared: skill = (UAR - 1/C) / (1 - 1/C).
 """
 
 from collections.abc import Sequence
@@ -22,24 +22,24 @@ Folds = Literal["none", "clips", "speakers"]
 """How given clips were cross-validated: not at all, by clips, or by speakers."""
 
 FEWEST = 15
-"""Draws without which a kind of cross-validation has no band of its own."""
+"""Fewest draws from which a kind of cross-validation gets a band of its own."""
 
 FEWEST_TASKS = 3
-"""Tasks, of those that there are, from which these draws must come."""
+"""Fewest tasks from which these draws must come; all tasks where there are fewer."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A few labelled clips of a language as a user would give them, and how well they served.
+    """A few labelled clips of a language, as a user would give them, and what came of them.
 
     Attributes
     ----------
     task : str
         The left-out task.
     shots : int
-        Clips a class.
+        Clips per class.
     folds : {"none", "clips", "speakers"}
-        How ``seen`` was found; "clips" where all clips are of one speaker.
+        What the folds of the cross-validation left out; "clips" where all are of one speaker.
     seen : float
         Skill by cross-validation over the given clips; NaN if ``folds`` is "none".
     truth : float
@@ -59,15 +59,15 @@ class Band(BaseModel):
     Attributes
     ----------
     shots : int
-        Clips a class.
+        Clips per class.
     folds : {"none", "clips", "speakers"}
-        Kind of cross-validation; "none" foresees the same whatever the clips are.
+        Kind of cross-validation; with "none" the same is expected whatever the clips are.
     offset : float
-        ``truth = seen + offset``, or ``truth = offset`` if ``folds`` is "none".
+        ``truth = seen + offset``, or ``truth = offset`` if ``folds`` is "none"; in units of skill.
     half : float
-        Half of the interval, in units of skill.
+        Half the width of the interval, in units of skill.
     tasks, draws : int
-        What it was measured on.
+        How many it was measured on.
     """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -101,21 +101,28 @@ class Expected:
 
 
 def skill(uar: float, classes: int) -> float:
-    """UAR as a share of the way from chance (0) to perfect (1)."""
+    """Return a UAR as a share of the way from chance (0) to perfect (1)."""
     return (uar - 1 / classes) / (1 - 1 / classes)
 
 
 def uar_of(skill: float, classes: int) -> float:
-    """The UAR of a skill, within [0, 1]."""
+    """Return the UAR of a skill, within [0, 1]."""
     return float(np.clip(1 / classes + (1 - 1 / classes) * skill, 0, 1))
 
 
 def fit_bands(draws: Sequence[Draw], confidence: float = 0.95) -> list[Band]:
     """Fit a band for every number of shots and kind of cross-validation.
 
-    The width is conformal and goes by whole tasks: each task is foreseen from the others' draws,
-    the distance that holds ``confidence`` of its draws is noted, and the largest of these is taken.
-    A new task exceeds the largest of n with probability 1 / (n + 1).
+    The width is conformal over whole tasks. Each task is predicted from the draws of the others,
+    and the distance that covers ``confidence`` of its draws is noted. The width is the largest of
+    these distances. A new task exceeds the largest of n with probability 1 / (n + 1).
+
+    Parameters
+    ----------
+    draws : sequence of Draw
+        Draws from the left-out tasks.
+    confidence : float
+        Share of a task's draws that the interval covers, in (0, 1).
 
     References
     ----------
@@ -135,7 +142,7 @@ def fit_bands(draws: Sequence[Draw], confidence: float = 0.95) -> list[Band]:
 
 
 def _fit(draws: Sequence[Draw], shots: int, folds: Folds, confidence: float) -> Band:
-    """The mean difference, every task counting the same, and what it leaves of the worst task."""
+    """Return the band whose offset is the mean difference, every task counting the same."""
     differences: dict[str, list[float]] = {}
     for draw in draws:
         seen = 0.0 if folds == "none" else draw.seen
@@ -157,20 +164,21 @@ def _fit(draws: Sequence[Draw], shots: int, folds: Folds, confidence: float) -> 
 
 
 def expect(bands: Sequence[Band], shots: int, classes: int, folds: Folds, seen: float) -> Expected:
-    """The UAR to expect, from a cross-validated one.
+    """Return the UAR to expect, from a cross-validated one.
 
     Parameters
     ----------
     bands : sequence of Band
-        Those of the model.
+        The bands of the model.
     shots : int
-        Given clips of the rarest class; the band of the nearest smaller number is taken.
+        Number of clips of the rarest class. The band of the nearest smaller number is used, or the
+        smallest there is.
     classes : int
         Classes that the language has.
     folds : {"none", "clips", "speakers"}
-        How ``seen`` was found.
+        What the folds of the cross-validation left out.
     seen : float
-        UAR by cross-validation; not looked at if ``folds`` is "none".
+        UAR by cross-validation, in [0, 1]; not used if ``folds`` is "none".
 
     Raises
     ------
@@ -178,13 +186,17 @@ def expect(bands: Sequence[Band], shots: int, classes: int, folds: Folds, seen: 
         If there is no band.
     """
     if not bands:
-        raise ValueError("the model file states no quality: train it with `metaser train`")
+        raise ValueError(
+            "the model file must state its measured quality, but states none: train the model with "
+            "`metaser train`"
+        )
     fewest = min(band.shots for band in bands)
     fitting = [band for band in bands if band.shots <= max(shots, fewest)]
     own = [band for band in fitting if band.folds == folds]
-    band = max(own or [b for b in fitting if b.folds == "none"], key=lambda band: band.shots)
-    known = 0.0 if band.folds == "none" else skill(seen, classes)
-    middle = known + band.offset
+    unspecific = [band for band in fitting if band.folds == "none"]
+    band = max(own or unspecific, key=lambda band: band.shots)
+    seen_skill = 0.0 if band.folds == "none" else skill(seen, classes)
+    middle = seen_skill + band.offset
     ends = (middle, middle - band.half, middle + band.half)
     uar, low, high = (uar_of(value, classes) for value in ends)
     return Expected(uar, low, high, band.folds, seen if folds != "none" else float("nan"))

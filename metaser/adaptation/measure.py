@@ -1,4 +1,4 @@
-"""What a model is worth on languages that were left out in turn."""
+"""Measure how good a model is on languages that are left out of its training in turn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,29 +18,32 @@ from metaser.features.table import Features
 from metaser.tasks.task import Task
 
 SHOTS = (1, 2, 5, 10, 20)
-"""Clips a class at which the quality is measured, besides zero-shot."""
+"""Clips per class at which the quality is measured, besides zero-shot."""
 
 DRAWS = 40
-"""Draws a left-out task and number of shots."""
+"""Draws per left-out task and number of shots."""
 
 QUERIES = 5
-"""Clips of every class that speakers outside of a draw must have."""
+"""Fewest clips of every class that the speakers outside of a draw must have."""
 
 ATTEMPTS = 200
+"""Random choices of speakers that are tried for a draw."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some sources to learn from, and others that are held out.
+    """Sources to learn from, and sources that are left out.
 
     Attributes
     ----------
     name : str
-        What is held out.
-    learnt, raw : dict
-        Materials, and their features before normalisation, by the task's name.
+        What is left out.
+    learnt : dict of str to Material
+        What to learn from, by the name of the task.
+    raw : dict of str to Features
+        Its features before normalisation, by the name of the task.
     held : list of (Material, Features)
-        Tasks that are held out, with their features before normalisation.
+        The left-out tasks, with their features before normalisation.
     """
 
     name: str
@@ -51,7 +54,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Scored:
-    """A draw with the scores of the clips that it was judged on."""
+    """A draw, with the scores of the clips that it was judged on.
+
+    Attributes
+    ----------
+    draw : Draw
+        The draw.
+    uar : float
+        UAR on the judged clips, in [0, 1].
+    scores : ndarray
+        (clips, classes) logits of the judged clips.
+    targets : ndarray of int
+        (clips,) class index of each judged clip.
+    """
 
     draw: Draw
     uar: float
@@ -69,7 +84,32 @@ def measure(
     *,
     draws: int = DRAWS,
 ) -> tuple[str, list[Scored]]:
-    """Leave sources out in turn; return what was left out ("language", …) and all draws' scores."""
+    """Leave sources out in turn, and score draws from what was left out.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to train.
+    materials : dict of str to Material
+        The sources, by the name of the task.
+    raw : dict of str to Features
+        Their features before normalisation, by the name of the task.
+    seed : int
+        Seed of trainings and draws.
+    checkpoints : Path
+        Folder of checkpoints, from which a stopped training continues.
+    console : rich.console.Console
+        Where progress is printed.
+    draws : int
+        Draws per left-out task and number of shots.
+
+    Returns
+    -------
+    kind : {"language", "task", "speakers"}
+        What was left out in turn.
+    scored : list of Scored
+        All draws, with a zero-shot entry (``shots`` 0) per left-out task.
+    """
     kind, parts = split_sources(materials, raw)
     scored: list[Scored] = []
     for part in parts:
@@ -83,12 +123,14 @@ def measure(
 def split_sources(
     materials: dict[str, Material], raw: dict[str, Features]
 ) -> tuple[str, list[Part]]:
-    """What is left out in turn: "language", "task" or "speakers", and the parts.
+    """Return what is left out in turn ("language", "task" or "speakers"), and the parts.
 
     Parameters
     ----------
-    materials, raw
-        Normalised and not, by the task's name.
+    materials : dict of str to Material
+        The sources, by the name of the task.
+    raw : dict of str to Features
+        Their features before normalisation, by the name of the task.
     """
     tasks = {name: material.task for name, material in materials.items()}
     languages = {name: task.language for name, task in tasks.items()}
@@ -100,21 +142,21 @@ def split_sources(
         return "speakers", [_half_of_speakers(materials[name], raw[name])]
     parts = []
     for group in dict.fromkeys(groups.values()):
-        inside = [name for name in tasks if groups[name] == group]
+        left_out = [name for name in tasks if groups[name] == group]
         learnt = [name for name in tasks if groups[name] != group]
         parts.append(
             Part(
                 group,
                 {name: materials[name] for name in learnt},
                 {name: raw[name] for name in learnt},
-                [(materials[name], raw[name]) for name in inside],
+                [(materials[name], raw[name]) for name in left_out],
             )
         )
     return kind, parts
 
 
 def _half_of_speakers(material: Material, raw: Features) -> Part:
-    """Learn from every second speaker of a task, hold the others."""
+    """Return a part that learns from every second speaker of a task and leaves the others out."""
     units = material.task.table["unit"].to_numpy()
     learnt = np.isin(units, np.unique(units)[::2])
     one, other = (_rows_of(material, np.flatnonzero(mask)) for mask in (learnt, ~learnt))
@@ -124,6 +166,7 @@ def _half_of_speakers(material: Material, raw: Features) -> Part:
 
 
 def _rows_of(material: Material, rows: np.ndarray) -> Material:
+    """Return some clips of a task."""
     task = material.task
     return Material(
         replace(task, table=task.table.iloc[rows].reset_index(drop=True)),
@@ -133,6 +176,7 @@ def _rows_of(material: Material, rows: np.ndarray) -> Material:
 
 
 def _some(features: Features, rows: np.ndarray) -> Features:
+    """Return the features of some clips."""
     return Features(features.values[rows], features.lengths[rows], features.hashes[rows])
 
 
@@ -141,16 +185,34 @@ def score_draws(
 ) -> list[Scored]:
     """Use a model on a task that it has not learnt from, as a user would, many times.
 
-    A draw takes few speakers, some clips a class of theirs, and all clips of the others to be
-    judged on. Numbers of shots that the task is too small for are left out.
+    A draw takes a few speakers, and some of their clips per class to adapt to. It is judged on all
+    clips of the other speakers. Numbers of shots that the task is too small for are left out.
+
+    Parameters
+    ----------
+    file : ModelFile
+        A trained model; not changed.
+    task : Task
+        A task that the model has not learnt from.
+    features : Features
+        The task's features, not normalised.
+    seed : int
+        Seed of the draws.
+    draws : int
+        Draws per number of shots.
+
+    Returns
+    -------
+    list of Scored
+        The zero-shot entry first, then all draws.
     """
-    targets = task.table["emotion"].map({n: i for i, n in enumerate(file.header.classes)})
+    targets = task.table["emotion"].map({name: i for i, name in enumerate(file.header.classes)})
     targets = targets.to_numpy().astype(int)
     everything = np.arange(len(targets))
     units = task.table["unit"].to_numpy()
     speakers = task.table["speaker"].to_numpy(str)
-    heard = file.fitted_to(features, everything).scores(features, everything, speakers)
-    found = [_judge(task, 0, "none", np.nan, heard, targets)]
+    logits = file.fitted_to(features, everything).scores(features, everything, speakers)
+    scored = [_judge(task, 0, "none", np.nan, logits, targets)]
     for shots in SHOTS:
         for index in range(draws):
             rng = np.random.default_rng([seed, shots, index, *task.name.encode()])
@@ -160,21 +222,38 @@ def score_draws(
             rows, rest = drawn
             fitted = fit(file, features, rows, targets[rows], speakers[rows])
             seen = cross_validate(file, features, rows, targets[rows], speakers[rows], index)
-            heard = fitted.scores(features, rest, speakers[rest])
-            found.append(_judge(task, shots, *seen, heard, targets[rest]))
-    return found
+            logits = fitted.scores(features, rest, speakers[rest])
+            scored.append(_judge(task, shots, *seen, logits, targets[rest]))
+    return scored
 
 
 def draw_clips(
     targets: np.ndarray, units: np.ndarray, shots: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rows of a few speakers' clips, ``shots`` a class, and of all clips of the other speakers.
+    """Draw clips of a few speakers to adapt to; all clips of the other speakers are the rest.
 
-    None if no draw in many leaves enough on both sides.
+    Parameters
+    ----------
+    targets : ndarray of int
+        (clips,) class index of each clip.
+    units : ndarray
+        (clips,) who speaks.
+    shots : int
+        Clips per class to draw.
+    rng : numpy.random.Generator
+        Draws speakers and clips.
+
+    Returns
+    -------
+    tuple of (ndarray of int, ndarray of int), or None
+        Rows of the drawn clips, and rows of the rest. None if no try leaves enough clips on both
+        sides.
     """
     classes = np.unique(targets)
     people = np.unique(units)
-    counts = np.array([[np.sum(targets[units == one] == c) for c in classes] for one in people])
+    counts = np.array(
+        [[np.sum(targets[units == person] == label) for label in classes] for person in people]
+    )
     for _ in range(ATTEMPTS):
         order = rng.permutation(len(people))
         wanted = rng.integers(1, max(len(people) // 2, 1) + 1)
@@ -186,25 +265,28 @@ def draw_clips(
         if size == len(people) or (sums[-1] - sums[size - 1] < QUERIES).any():
             continue
         chosen = np.isin(units, people[order[:size]])
-        own = [rng.permutation(np.flatnonzero(chosen & (targets == c)))[:shots] for c in classes]
-        return np.concatenate(own), np.flatnonzero(~chosen)
+        drawn = [
+            rng.permutation(np.flatnonzero(chosen & (targets == label)))[:shots]
+            for label in classes
+        ]
+        return np.concatenate(drawn), np.flatnonzero(~chosen)
     return None
 
 
 def _judge(
-    task: Task, shots: int, folds: Folds, seen: float, heard: np.ndarray, targets: np.ndarray
+    task: Task, shots: int, folds: Folds, seen: float, logits: np.ndarray, targets: np.ndarray
 ) -> Scored:
-    """Compare scores with the truth."""
+    """Compare the scores of a draw with the true classes."""
     classes = len(np.unique(targets))
-    uar = metrics.uar(targets, heard.argmax(axis=1))
-    known = skill(seen, classes) if folds != "none" else float("nan")
-    draw = Draw(task.name, shots, folds, known, skill(uar, classes))
-    return Scored(draw, uar, heard, targets)
+    uar = metrics.uar(targets, logits.argmax(axis=1))
+    seen_skill = skill(seen, classes) if folds != "none" else float("nan")
+    draw = Draw(task.name, shots, folds, seen_skill, skill(uar, classes))
+    return Scored(draw, uar, logits, targets)
 
 
 def measure_quality(scored: Sequence[Scored]) -> list[Measured]:
-    """Means over the left-out tasks at every number of shots, each task counting the same."""
-    found = []
+    """Return the mean over the left-out tasks at every number of shots; each counts the same."""
+    quality = []
     for shots in sorted({one.draw.shots for one in scored}):
         own = [one for one in scored if one.draw.shots == shots]
         names = list(dict.fromkeys(one.draw.task for one in own))
@@ -212,7 +294,7 @@ def measure_quality(scored: Sequence[Scored]) -> list[Measured]:
         interval = _over_tasks([[one.uar for one in some] for some in per_task.values()])
         chances = [1 / len(np.unique(some[0].targets)) for some in per_task.values()]
         before, after = zip(*(_calibration_error(per_task, name) for name in names))
-        found.append(
+        quality.append(
             Measured(
                 shots=shots,
                 uar=interval[0],
@@ -226,31 +308,36 @@ def measure_quality(scored: Sequence[Scored]) -> list[Measured]:
                 draws=len(own),
             )
         )
-    return found
+    return quality
 
 
 def _over_tasks(uars: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Mean and 95 % interval over tasks, which are drawn anew, and draws within them."""
+    """Return mean, low and high: the interval is over tasks, and over the draws within them."""
     found = stats.interval(list(uars))
     return found.mean, found.low, found.high
 
 
 def _calibration_error(per_task: dict[str, list[Scored]], name: str) -> tuple[float, float]:
-    """Calibration error on a task without a temperature, and with the one of the other tasks."""
+    """Return a task's calibration error without and with the temperature of the other tasks."""
     others = [other for other in per_task if other != name] or [name]
     temperature = fit_temperature(*_pooled(per_task, others))
-    heard, targets, _ = _pooled(per_task, [name])
-    before = ece(probabilities(heard), targets)
-    return before, ece(probabilities(heard, temperature), targets)
+    logits, targets, _ = _pooled(per_task, [name])
+    before = ece(probabilities(logits), targets)
+    return before, ece(probabilities(logits, temperature), targets)
 
 
 def _pooled(
     per_task: dict[str, list[Scored]], names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, targets and weights of all clips of some tasks, every draw of a task the same."""
+    """Return scores, targets and weights of all judged clips of some tasks.
+
+    Every task weighs the same, and so does every draw of a task.
+    """
     own = [(one, len(per_task[name])) for name in names for one in per_task[name]]
     return (
         np.concatenate([one.scores for one, _ in own]),
         np.concatenate([one.targets for one, _ in own]),
-        np.concatenate([np.full(len(one.targets), 1 / n / len(one.targets)) for one, n in own]),
+        np.concatenate(
+            [np.full(len(one.targets), 1 / draws / len(one.targets)) for one, draws in own]
+        ),
     )

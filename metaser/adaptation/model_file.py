@@ -1,10 +1,10 @@
-"""A trained model in one file: weights, all that is needed to use them, and what they are worth.
+"""A model file: a trained model, everything that is needed to use it, and its measured quality.
 
-The file is a safetensors file: plain numbers behind a header of text, nothing that runs. Below the
-key ``metaser`` of the header stands JSON of the form of ``Header``. Tensors are named
-``method.*`` (what was learnt), ``source.centre`` and ``source.spread`` (means and deviations of the
-sources' features) and, after adaptation, ``model.*``, ``own.centre`` and ``own.spread``; where
-voices are known ``voice.*``, too.
+It is a safetensors file: numbers after a header of text, and nothing that runs. The key ``metaser``
+of the header holds a ``Header`` as JSON. The tensors are ``method.*`` (what was learnt),
+``source.centre`` and ``source.spread`` (means and deviations of the sources' features) and, in an
+adapted model, ``model.*``, ``own.centre`` and ``own.spread``; where voices are
+known ``voice.*``, too.
 """
 
 import json
@@ -36,18 +36,18 @@ from metaser.protocol.schema import Setup
 from metaser.version import version
 
 FORMAT = 2
-"""Raised when an older MetaSER could not read what is written."""
+"""Version of the format; raised when an older MetaSER could not read what is written."""
 
 READ = (1, 2)
 """Formats that are read."""
 
 LIBRARIES = ("librosa", "numpy", "soundfile", "soxr", "torch")
-"""Packages whose versions can change features or scores, besides those of the front end."""
+"""Packages whose versions can change features or scores, in addition to the front end's own."""
 
 PRIOR_CLIPS = 10.0
-"""Clips that the sources' means and deviations count as beside the given ones.
+"""Number of clips that the sources' means and deviations count as, next to the given clips.
 
-How it was chosen: benchmarks/README.md.
+See benchmarks/README.md for how it was chosen.
 """
 
 
@@ -72,10 +72,25 @@ class SourceTask(Part):
 
 
 class Measured(Part):
-    """Quality on left-out tasks after adapting to some clips a class; 0 is zero-shot.
+    """Quality on left-out tasks after adapting to some clips per class.
 
-    UAR with its 95 % interval (over tasks and draws), its chance level, expected calibration error
-    without and with a temperature that other tasks chose, and the temperature that all choose.
+    Attributes
+    ----------
+    shots : int
+        Clips per class; 0 is zero-shot.
+    uar, low, high : float
+        UAR in [0, 1], with the ends of its 95 % interval over tasks and draws.
+    chance : float
+        UAR of guessing.
+    temperature : float
+        The temperature that fits all tasks best.
+    ece_before, ece_after : float
+        Expected calibration error without a temperature, and with the one that fits the other
+        tasks best.
+    tasks : list of str
+        The left-out tasks.
+    draws : int
+        Number of draws over all tasks.
     """
 
     shots: int
@@ -91,7 +106,29 @@ class Measured(Part):
 
 
 class Adaptation(Part):
-    """To what a model was adapted."""
+    """What a model was adapted to, and what to expect of it.
+
+    Attributes
+    ----------
+    name : str
+        Name of the task or folder of the clips.
+    task_version : int or None
+        Version of the task; None for a folder.
+    synthetic : bool
+        Whether the clips are synthetic speech.
+    classes : list of str
+        Classes of the clips.
+    clips, shots : int
+        Number of clips, and number of clips of the rarest class.
+    speakers : int or None
+        Number of speakers; None where it is not known.
+    contents : list of str
+        Digests of the audio of the clips.
+    uar, low, high, folds, seen
+        What to expect, see ``Expected``.
+    temperature : float
+        What scores are divided by.
+    """
 
     name: str
     task_version: int | None
@@ -116,7 +153,7 @@ class Adaptation(Part):
 
 
 class Header(Part):
-    """All that a model file says besides its numbers."""
+    """Everything in a model file besides its tensors."""
 
     format: int
     metaser: str
@@ -134,7 +171,7 @@ class Header(Part):
     quality: list[Measured]
     bands: list[Band]
     adaptation: Adaptation | None = None
-    outside: dict[str, str] = {}  # digests of the sources of classes that MetaSER has not
+    outside: dict[str, str] = {}  # digests of the source of each outside class
 
     @property
     def synthetic(self) -> bool:
@@ -144,13 +181,19 @@ class Header(Part):
 
 @dataclass(frozen=True)
 class Constants:
-    """Means and deviations by which features are normalised, each (channels,) float32."""
+    """What features are normalised by.
+
+    Attributes
+    ----------
+    centre, spread : ndarray
+        (channels,) float32; mean and standard deviation of each channel.
+    """
 
     centre: np.ndarray
     spread: np.ndarray
 
     def apply(self, batch: Batch) -> Batch:
-        """Normalise the audio of a batch; what is padded stays 0."""
+        """Return a batch whose audio is normalised; padding stays 0."""
         audio = batch.modalities["audio"]
         values = (audio.values - torch.from_numpy(self.centre)) / torch.from_numpy(self.spread)
         values = values.clamp(-OUTLIER, OUTLIER) * audio.mask.unsqueeze(-1)
@@ -160,18 +203,18 @@ class Constants:
 def constants_of(
     features: Features, rows: np.ndarray, prior: Constants | None = None, weight: float = 0.0
 ) -> Constants:
-    """Means and deviations over all frames of some clips.
+    """Return the means and deviations over all frames of some clips.
 
     Parameters
     ----------
     features : Features
-        Not normalised.
+        Features that are not normalised.
     rows : ndarray of int
-        Which clips.
+        Rows of the clips.
     prior : Constants, optional
-        What to lean on where the clips are few.
+        Averaged with those of the clips, to help where the clips are few.
     weight : float
-        Clips that ``prior`` counts as.
+        Number of clips that ``prior`` counts as.
     """
     lengths = features.lengths[rows]
     values = features.values[rows]
@@ -278,7 +321,7 @@ def voice_constants(features: Features, rows: np.ndarray, own: Constants) -> Con
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model that was read or is to be written.
+    """The content of a model file.
 
     Attributes
     ----------
@@ -309,7 +352,7 @@ class ModelFile:
 
     @property
     def predictor(self) -> Adapted:
-        """What scores clips: the adapted model, or the one that training left."""
+        """The adapted model; if there is none, the trained one."""
         if self.adapted is not None:
             return self.adapted
         everything = torch.ones(len(self.header.classes), dtype=torch.bool)
@@ -324,7 +367,7 @@ class ModelFile:
 
     @property
     def temperature(self) -> float:
-        """By which scores are divided."""
+        """What scores are divided by to make them probabilities."""
         if self.header.adaptation is not None:
             return self.header.adaptation.temperature
         return measured_at(self.header, 0).temperature
@@ -343,13 +386,13 @@ class ModelFile:
         return Fitted(self.predictor, own, by_voice, UNADAPTED_TRUST if by_voice else 0.0)
 
     def support_constants(self, features: Features, rows: np.ndarray) -> Constants:
-        """By which a language is normalised of which these clips are given."""
+        """Return what a language is normalised by, from some of its clips."""
         if not self.normalises:
             return Constants(np.zeros(1, np.float32), np.ones(1, np.float32))
         return constants_of(features, rows, self.source, PRIOR_CLIPS)
 
     def frontend(self) -> FrontEnd:
-        """The front end that hears clips.
+        """Return the front end that turns clips into frames.
 
         Raises
         ------
@@ -360,19 +403,22 @@ class ModelFile:
 
 
 def measured_at(header: Header, shots: int) -> Measured:
-    """The measured quality at the nearest smaller number of shots, or the smallest there is."""
-    below = [one for one in header.quality if one.shots <= shots]
-    return max(below, key=lambda one: one.shots) if below else header.quality[0]
+    """Return the quality at the largest measured number of shots that is at most ``shots``.
+
+    Where there is none, it is the quality at the smallest.
+    """
+    below = [measured for measured in header.quality if measured.shots <= shots]
+    return max(below, key=lambda measured: measured.shots) if below else header.quality[0]
 
 
 def library_versions(frontend: object) -> dict[str, str]:
-    """Versions of the packages that decide a model's numbers."""
+    """Return the versions of the packages that a model's numbers depend on."""
     names = sorted({*LIBRARIES, *frontend_traits(frontend).libraries})
     return {name: package_version(name) for name in names}
 
 
 def other_versions(header: Header) -> list[str]:
-    """Packages that have another version here than where the model was made, in words."""
+    """Return a sentence per package whose version here is not the one the model was made with."""
     found = []
     for name, theirs in header.libraries.items():
         try:
@@ -403,7 +449,7 @@ def save(path: str | Path, file: ModelFile) -> None:
 
 
 def read_header(path: str | Path) -> Header:
-    """Read what a model file says about itself, without its weights.
+    """Read the header of a model file alone.
 
     Raises
     ------
@@ -414,7 +460,7 @@ def read_header(path: str | Path) -> Header:
 
 
 def load(path: str | Path) -> ModelFile:
-    """Read a model file; its scores are bit by bit those of the model that was written.
+    """Read a model file; its scores are bit-equal to those of the model that was written.
 
     Raises
     ------
@@ -423,14 +469,14 @@ def load(path: str | Path) -> ModelFile:
     ModuleNotFoundError
         If the front end needs an extra that is not installed; the message names the command.
     ValueError
-        If the file is cut off, is no model file of MetaSER, or is of a newer format.
+        If the file is cut off, is no model file of MetaSER, or is of another format.
     """
     tensors, metadata = _open(path)
     header = _header(path, metadata)
 
     _check_outside(path, header)
 
-    def untrained() -> Any:
+    def build() -> Any:
         return make_method(
             header.method,
             header.setup,
@@ -440,28 +486,28 @@ def load(path: str | Path) -> ModelFile:
             domains=header.domains,
         )
 
-    made = untrained()
-    _fill(path, made, _below("method.", tensors))
+    method = build()
+    _fill(path, method, _below("method.", tensors))
     source = _constants("source", tensors)
     if header.adaptation is None:
-        return ModelFile(header, made, source)
+        return ModelFile(header, method, source)
     present = torch.tensor([name in header.adaptation.classes for name in header.classes])
 
     def head(part: str) -> Adapted:
-        model = untrained().model
+        model = build().model
         _fill(path, model, _below(f"{part}.", tensors))
         return Adapted(model, present)
 
     own, trust = _constants("own", tensors), header.adaptation.trust
     voiced = any(name.startswith("voice.") for name in tensors)
     fitted = Fitted(head("model"), own, head("voice") if voiced else None, trust)
-    return ModelFile(header, made, source, fitted)
+    return ModelFile(header, method, source, fitted)
 
 
 def _check_outside(path: str | Path, header: Header) -> None:
-    """Refuse a file that needs classes which are not here, or not the ones it was made with.
+    """Refuse a file that needs outside classes which are not here, or have changed.
 
-    Nothing that a file names is run unless its source is on this machine already, and the same.
+    A class that a file names runs only if its source is on this machine already, unchanged.
     """
     for name, digest in header.outside.items():
         try:
@@ -478,12 +524,13 @@ def _check_outside(path: str | Path, header: Header) -> None:
 
 
 def _learnt(module: nn.Module) -> dict[str, Tensor]:
-    """The state but for frozen parameters, such as a whole trained encoder's, which come anew."""
+    """Return the state without frozen parameters, such as a pretrained encoder's."""
     frozen = {name for name, value in module.named_parameters() if not value.requires_grad}
     return {name: value for name, value in module.state_dict().items() if name not in frozen}
 
 
 def _constant_tensors(name: str, constants: Constants) -> dict[str, Tensor]:
+    """Return constants as tensors, with their names in a file."""
     return {
         f"{name}.centre": torch.from_numpy(constants.centre),
         f"{name}.spread": torch.from_numpy(constants.spread),
@@ -491,10 +538,12 @@ def _constant_tensors(name: str, constants: Constants) -> dict[str, Tensor]:
 
 
 def _constants(name: str, tensors: dict[str, Tensor]) -> Constants:
+    """Return the constants that ``_constant_tensors`` named."""
     return Constants(tensors[f"{name}.centre"].numpy(), tensors[f"{name}.spread"].numpy())
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, named without it."""
     return {
         name.removeprefix(prefix): value
         for name, value in tensors.items()
@@ -503,16 +552,15 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fill(path: str | Path, module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put weights in place, exactly those that belong there."""
+    """Load weights into a module; refuse any that are missing, unknown or of another shape."""
     wanted = _learnt(module)
-    wrong = sorted(
-        {name for name in wanted.keys() | state.keys()}
-        - {n for n in wanted.keys() & state.keys() if wanted[n].shape == state[n].shape}
-    )
+    shared = wanted.keys() & state.keys()
+    fitting = {name for name in shared if wanted[name].shape == state[name].shape}
+    wrong = sorted((wanted.keys() | state.keys()) - fitting)
     if wrong:
         raise ValueError(
-            f"{path}: the weights {', '.join(wrong[:3])} do not fit the model that this version of "
-            f"MetaSER ({version()}) builds: use the version that the file was made with"
+            f"{path}: the weights must fit the model that this version of MetaSER ({version()}) "
+            f"builds, but {', '.join(wrong[:3])} do not: use the version that made the file"
         )
     module.load_state_dict(state, strict=False)
     module.eval()
@@ -547,29 +595,32 @@ def find_model(model: str | Path) -> Path:
 
 
 def _open(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file and the texts of its header."""
     path = find_model(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            names = file.keys()  # the only way to go through them
+            names = file.keys()  # the file itself cannot be iterated over
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path} is cut off or is no model file ({error}): fetch or make it again"
+            f"{path} must be a model file, but is cut off or of another kind ({error}): fetch or "
+            "make it again"
         ) from error
 
 
 def _header(path: str | Path, metadata: dict[str, str]) -> Header:
+    """Return the header that the texts of a safetensors file hold."""
     if "metaser" not in metadata:
         raise ValueError(
-            f"{path} is a safetensors file, but not one of MetaSER: expected one that "
-            "`metaser train` made"
+            f"{path} must be a model file of MetaSER, not another safetensors file: choose "
+            "one that `metaser train` made"
         )
     facts = json.loads(metadata["metaser"])
     if facts.get("format") not in READ:
         raise ValueError(
-            f"{path} is of format {facts.get('format')}, made by MetaSER {facts.get('metaser')}; "
-            f"this is MetaSER {version()}, which reads formats {' and '.join(map(str, READ))}: "
-            "install the other version"
+            f"{path} must be of a format that this MetaSER {version()} reads "
+            f"({', '.join(map(str, READ))}), not of format {facts.get('format')}, made by "
+            f"MetaSER {facts.get('metaser')}: install the version that made the file"
         )
     try:
         return Header.model_validate_json(metadata["metaser"])
@@ -577,5 +628,6 @@ def _header(path: str | Path, metadata: dict[str, str]) -> Header:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"{path}: the header is damaged ({where}: {first['msg']}): make the file again"
+            f"{path}: the header must be valid, but is damaged ({where}: {first['msg']}): make the "
+            "file again"
         ) from error

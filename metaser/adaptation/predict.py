@@ -1,4 +1,4 @@
-"""Hear clips or long recordings with a trained or adapted model."""
+"""Predict the emotion of clips or of long recordings."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ PORTION = 256
 """Clips or windows that are scored at once."""
 
 UNSURE = "unsure"
-"""What stands for an emotion whose probability is below the threshold."""
+"""Reported in place of an emotion whose probability is below the threshold."""
 
 
 def predict(
@@ -35,11 +35,12 @@ def predict(
     Parameters
     ----------
     file : ModelFile
-        Adapted to a language, or as `metaser train` made it.
+        An adapted model, or one that `metaser train` made.
     paths : sequence of str or Path
         Audio files, and folders of them.
     window, hop : float, optional
-        Seconds; ``hop`` is half of ``window`` if not given. Without a window a file is one clip.
+        Length of the windows and distance between their starts, in seconds; ``hop`` is half of
+        ``window`` if not given. Without a window, a file is one clip.
     abstain : float
         Probability, in [0, 1], below which the emotion is "unsure".
     by_these : bool
@@ -53,7 +54,7 @@ def predict(
     Returns
     -------
     DataFrame
-        One row a clip or window: ``file``, ``start`` and ``end`` in seconds, ``emotion``,
+        One row per clip or window: ``file``, ``start`` and ``end`` in seconds, ``emotion``,
         ``confidence``, and the probability of each class.
 
     Raises
@@ -64,12 +65,16 @@ def predict(
         If a file cannot be read, or is too long to be one clip.
     """
     if not 0 <= abstain <= 1:
-        raise ValueError(f"abstain is a probability, expected 0 to 1, came {abstain:g}")
+        raise ValueError(
+            f"abstain must be a probability from 0 to 1, not {abstain:g}: choose one such as 0.5"
+        )
     files = audio_files(paths)
     frontend = file.frontend()
     if window is None:
         if hop is not None:
-            raise ValueError(f"hop = {hop:g} needs a window: say --window, in seconds")
+            raise ValueError(
+                f"hop must come with a window, not alone (hop = {hop:g}): add --window, in seconds"
+            )
         heard: Iterable[Heard] = hear(files, frontend)
     else:
         heard = hear_windows(files, frontend, window, window / 2 if hop is None else hop)
@@ -130,14 +135,14 @@ def speakers_of(files: Sequence[Path], speaker: str) -> np.ndarray:
 
 
 def audio_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The audio files among paths and below those of them that are folders.
+    """Return the audio files among some paths, and inside those that are folders.
 
     Raises
     ------
     FileNotFoundError
         If one of the paths does not exist.
     ValueError
-        If a folder, or all of them, hold no audio.
+        If a folder holds no audio file, or there are no paths.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -145,43 +150,48 @@ def audio_files(paths: Sequence[str | Path]) -> list[Path]:
             found = audio.find(path)
             if not found:
                 raise ValueError(
-                    f"{path} holds no audio file (known are {', '.join(audio.EXTENSIONS)})"
+                    f"{path} must hold audio files ({', '.join(audio.EXTENSIONS)}), but it holds "
+                    "none: choose another folder"
                 )
             files += found
         elif path.is_file():
             files.append(path)
         else:
-            raise FileNotFoundError(f"expected an audio file or a folder, found none at {path}")
+            raise FileNotFoundError(
+                f"{path} must be an audio file or a folder, but there is none: check the path"
+            )
     if not files:
-        raise ValueError("expected audio files or folders, came none")
+        raise ValueError("at least one audio file or folder must be given, not none: name some")
     return files
 
 
 def _portions(heard: Iterable[Heard]) -> Iterator[list[Heard]]:
-    held: list[Heard] = []
-    for one in heard:
-        held.append(one)
-        if len(held) == PORTION:
-            yield held
-            held = []
-    if held:
-        yield held
+    """Yield clips or windows in lists of ``PORTION``, or fewer at the end."""
+    portion: list[Heard] = []
+    for stretch in heard:
+        portion.append(stretch)
+        if len(portion) == PORTION:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
 
 
 def _table(
-    file: ModelFile, heard: Sequence[Heard], found: np.ndarray, abstain: float
+    file: ModelFile, heard: Sequence[Heard], logits: np.ndarray, abstain: float
 ) -> pd.DataFrame:
-    chances = probabilities(found, file.temperature)
-    best = chances.argmax(axis=1)
-    confidence = chances.max(axis=1)
+    """Return the predictions for some clips or windows, as ``predict`` does."""
+    shares = probabilities(logits, file.temperature)
+    best = shares.argmax(axis=1)
+    confidence = shares.max(axis=1)
     names = np.array(file.header.classes, object)
     columns = {
-        "file": [str(one.file) for one in heard],
-        "start": [round(one.start, 3) for one in heard],
-        "end": [round(one.end, 3) for one in heard],
+        "file": [str(stretch.file) for stretch in heard],
+        "start": [round(stretch.start, 3) for stretch in heard],
+        "end": [round(stretch.end, 3) for stretch in heard],
         "emotion": np.where(confidence < abstain, UNSURE, names[best]),
         "confidence": confidence,
     }
-    own_classes = file.predictor.classes.numpy()
-    columns |= {name: chances[:, i] for i, name in enumerate(names) if own_classes[i]}
+    present = file.predictor.classes.numpy()
+    columns |= {name: shares[:, i] for i, name in enumerate(names) if present[i]}
     return pd.DataFrame(columns)

@@ -1,4 +1,4 @@
-"""What a model file is trained from: one method of one set-up, and its sources."""
+"""What a model file is trained from: one method of one setup, and its sources."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,14 +37,16 @@ PREFERRED = ("gaussian_process", "inner_loop_alone")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained: one method of one setup of a protocol.
+    """What to train: one method of one setup of a protocol.
 
     Attributes
     ----------
     protocol : Protocol
-        As read, with this setup alone, the wanted sources and no targets.
-    setup_name, method : str
-        Names of the setup and of the method.
+        The protocol with this setup alone, the chosen sources and no targets.
+    setup_name : str
+        Name of the setup.
+    method : str
+        Name of the method.
     settled : Settled
         The setup with this method alone, and its front end.
     """
@@ -71,39 +73,39 @@ def read_recipe(
     Parameters
     ----------
     protocol : str or Path
-        A bundled protocol or a file.
+        Name of a bundled protocol, or path of a file.
     setup : str, optional
         One of its setups; the first if not given.
     method : str, optional
         One of the setup's methods that can be kept without the sources' clips; by default the first
         of ``PREFERRED`` that it has.
     sources : sequence of str
-        Tasks to learn from, instead of the protocol's.
+        Tasks to learn from; those of the protocol if empty.
 
     Raises
     ------
     ValueError
-        If there is no such setup or method, or the method cannot go into a file.
+        If there is no such setup or method, or a model file cannot hold it.
     """
     plan = read_protocol(protocol)
     name = next(iter(plan.setups)) if setup is None else setup
     if name not in plan.setups:
         raise ValueError(
-            f"{plan.name} has no setup {name!r}.{nearest(name, plan.setups)} It has "
-            f"{', '.join(plan.setups)}"
+            f"the setup must be one of {', '.join(plan.setups)} in {plan.name}, not {name!r}."
+            f"{nearest(name, plan.setups)} Choose one of them"
         )
     chosen = plan.setups[name]
     if method is None:
         method = next((one for one in PREFERRED if one in chosen.methods), PREFERRED[0])
     if method not in chosen.methods:
         raise ValueError(
-            f"setup {name!r} of {plan.name} has no method {method!r}."
-            f"{nearest(method, chosen.methods)} It has {', '.join(chosen.methods)}"
+            f"the method must be one of {', '.join(chosen.methods)} in setup {name!r} of "
+            f"{plan.name}, not {method!r}.{nearest(method, chosen.methods)} Choose one of them"
         )
     with pinned(plan.files):
         _check_method(method, chosen)
         _check_setup(name, chosen)
-        # Alone: another setup may need packages that are not installed.
+        # Without the other setups, which may need packages that are not installed.
         alone = chosen.model_copy(update={"methods": {method: chosen.methods[method]}})
         changes = {"setups": {name: alone}, "targets": []}
         if sources:
@@ -113,17 +115,18 @@ def read_recipe(
 
 
 def _check_method(method: str, setup: Setup) -> None:
-    """Refuse a method that cannot go into a file."""
+    """Refuse a method that a model file cannot hold."""
     kind, arguments = method_type(method, setup)
     traits = method_traits(kind, arguments)
     if not traits.learns and not (traits.fits and issubclass(kind, nn.Module)):
         raise ValueError(
-            f"{method!r} learns nothing that can be kept: choose one such as inner_loop_alone"
+            f"the method must learn something that can be kept, but {method!r} does not: choose "
+            "one such as inner_loop_alone"
         )
     if arguments.get("rehearsal"):
         raise ValueError(
-            f"{method!r} needs the sources' clips to adapt, which a model file must not hold: "
-            "choose one without rehearsal, such as inner_loop_alone"
+            f"the method must adapt without the sources' clips, but {method!r} needs them for "
+            "rehearsal, and a model file must not hold them: choose one such as inner_loop_alone"
         )
 
 
@@ -131,15 +134,21 @@ def _check_setup(name: str, setup: Setup) -> None:
     """Refuse a setup that a model file cannot hold."""
     if list(setup.frontends) != ["audio"]:
         read = " and ".join(setup.frontends)
-        raise ValueError(f"a model file hears audio alone, but setup {name!r} reads {read}")
+        raise ValueError(
+            f"the setup of a model file must read audio alone, but {name!r} reads {read}: choose "
+            "another setup"
+        )
     if setup.normalise == "speaker":
-        raise ValueError("a model file normalises by the given clips: set normalise = 'corpus'")
+        raise ValueError(
+            "the setup of a model file must normalise by all given clips, not by each speaker's: "
+            "set normalise = 'corpus'"
+        )
 
 
 def prepare(
     recipe: Recipe, places: Places, console: Console
 ) -> tuple[dict[str, Material], dict[str, Features]]:
-    """Return the sources that are present, as they are learnt from, and their raw features."""
+    """Return the sources that are present, and their features before normalisation, by name."""
     tasks, absent = present_tasks(recipe.protocol, places)
     for name in absent:
         console.print(f"{name} is not present and is left out", highlight=False)
@@ -158,7 +167,21 @@ def train_file(
     seed: int,
     checkpoints: Path,
 ) -> ModelFile:
-    """Train on some materials; the file says nothing yet of what it is worth."""
+    """Train on some sources and return the model, which does not state its quality yet.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to train.
+    materials : dict of str to Material
+        The sources, by the name of the task.
+    raw : dict of str to Features
+        Their features before normalisation, by the name of the task.
+    seed : int
+        Seed of the training.
+    checkpoints : Path
+        Folder of checkpoints, from which a stopped training continues.
+    """
     setup, classes = recipe.setup, recipe.protocol.classes
     job = Job(recipe.setup_name, (recipe.method,), tuple(materials), (), seed)
     channels = {"audio": next(iter(raw.values())).values.shape[2]}
@@ -200,6 +223,7 @@ def train_file(
 
 
 def _facts(task: Task) -> SourceTask:
+    """Return what the header says about a source."""
     names = ("name", "version", "language", "corpus", "licence", "reference", "synthetic")
     return SourceTask(
         **{name: getattr(task, name) for name in names},
@@ -209,7 +233,7 @@ def _facts(task: Task) -> SourceTask:
 
 
 def _source_constants(tables: Iterable[Features]) -> Constants:
-    """Mean and deviation within a task, averaged over the tasks."""
+    """Return the mean and deviation within a task, averaged over the tasks."""
     own = [constants_of(features, np.arange(len(features.lengths))) for features in tables]
     spread = np.sqrt(np.mean([one.spread.astype(float) ** 2 for one in own], axis=0))
     centre = np.mean([one.centre for one in own], axis=0)

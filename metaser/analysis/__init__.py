@@ -1,1 +1,1 @@
-"""Which languages to learn from, and what trained models hold."""
+"""Which languages to learn from, and what is inside trained models."""

@@ -1,4 +1,4 @@
-"""Look into a trained network: corrupted clips, and what adapting changes."""
+"""Look into a trained network: what corrupted clips cost, and what adapting changes."""
 
 from dataclasses import dataclass
 
@@ -22,10 +22,12 @@ from metaser.protocol.schema import Episodes
 from metaser.recording import Situation
 
 SHOTS = 5
-PROBED = 20
-"""Labelled clips a class, and episodes a target, of what looks at labels and into networks."""
+"""Labelled clips per class."""
 
-CORRUPTIONS = {
+PROBED = 20
+"""Episodes per target in which the layers of a network are compared."""
+
+CORRUPTIONS: dict[str, Situation | None] = {
     "as recorded": None,
     "noise, 20 dB": Situation(noise=20.0),
     "noise, 5 dB": Situation(noise=5.0),
@@ -34,25 +36,25 @@ CORRUPTIONS = {
     "GSM codec": Situation(codec="gsm"),
     "MP3 codec": Situation(codec="mp3"),
 }
-"""Situations in which a target is heard, while the trained network stays the same."""
+"""Recording situations in which a target is heard, while the trained network stays the same."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A method trained on the sources of a protocol, and the targets that it has never heard.
+    """A method that is trained on the sources of a protocol, and targets that it has not heard.
 
     Attributes
     ----------
     pool : Pool
-        Where it comes from.
+        Protocol and tasks.
     setup : str
-        Name of the set-up.
+        Name of the setup.
     method : LearningMethod
-        Ready to adapt.
+        The trained method, ready to adapt.
     materials : dict of str to Material
-        Tasks with their features.
+        Sources and targets with their features, by the name of the task.
     seed : int
-        Of the training and the episodes.
+        Seed of the training and the episodes.
     """
 
     pool: Pool
@@ -69,7 +71,7 @@ class Trained:
         return episodes
 
     def sampler(self, target: str) -> TaskSampler:
-        """Episodes of a target."""
+        """Return the sampler of a target's episodes."""
         protocol = self.pool.protocol
         return TaskSampler(
             self.materials[target].task,
@@ -82,7 +84,17 @@ class Trained:
 
 
 def train_once(pool: Pool, setup: str, seed: int = 0) -> Trained:
-    """Train the first method of a set-up on all sources of languages that no target has."""
+    """Train the first method of a setup on all sources whose language is no target's.
+
+    Parameters
+    ----------
+    pool : Pool
+        Protocol and tasks.
+    setup : str
+        Name of the setup.
+    seed : int
+        Seed of the training and the episodes.
+    """
     targets = pool.targets()
     sources = [name for name in pool.sources(targets[0]) if name not in targets]
     for target in targets:
@@ -96,43 +108,50 @@ def train_once(pool: Pool, setup: str, seed: int = 0) -> Trained:
 
 
 def corrupted(trained: Trained, target: str) -> pd.DataFrame:
-    """Score a trained network on the same clips of a target, heard in other situations.
+    """Score a trained network on the same clips of a target in several recording situations.
 
-    The network, the draws and the languages stay the same, so what is lost against the clips as
-    recorded is lost to acoustics alone. Support and query are heard in the same situation, and
-    normalised over it.
+    The network, the episodes and the language stay the same, so every loss compared with the clips
+    as recorded comes from the acoustics alone. Support and query are heard in the same situation,
+    and the target is normalised in it.
+
+    Parameters
+    ----------
+    trained : Trained
+        The network; not changed.
+    target : str
+        Name of the target.
 
     Returns
     -------
     DataFrame
-        One row a situation and number of ``shots`` (0: not adapted): mean ``uar`` and its interval
-        over episodes, the ``difference`` from the clips as recorded with its interval
-        (``stats.paired_test``), and ``episodes``. It is one training, and the intervals say nothing
-        of others.
+        One row per situation and number of ``shots`` (0: not adapted): mean ``uar`` and its
+        interval over episodes, the ``difference`` from the clips as recorded with its interval
+        (``stats.paired_test``), and the number of ``episodes``. There is one training, and the
+        intervals say nothing about others.
     """
     pool, task = trained.pool, trained.materials[target].task
-    own = pool.protocol.setups[trained.setup]
+    setup = pool.protocol.setups[trained.setup]
     model = model_of(trained.method)
-    assert own.frontend is not None and model is not None  # corruptions are heard by a network
-    frontend, sampler = make_frontend(own.frontend), trained.sampler(target)
-    found: dict[tuple[str, int], list[float]] = {}
+    assert setup.frontend is not None and model is not None  # corruptions are heard by a network
+    frontend, sampler = make_frontend(setup.frontend), trained.sampler(target)
+    uars: dict[tuple[str, int], list[float]] = {}
     for name, situation in CORRUPTIONS.items():
         heard = extract(
             task, frontend, pool.places.cache, situation=situation, jobs=pool.places.jobs
         )
-        heard = normalise(heard, task, own.normalise)
+        heard = normalise(heard, task, setup.normalise)
         for index in range(trained.episodes.count):
             episode = sampler.episode(index)
             batch = tensors(episode, heard)
-            plain = predictor(model, {}, batch.support.classes)
-            for shots, predict in ((0, plain), (SHOTS, trained.method.adapt(batch.support))):
+            unadapted = predictor(model, {}, batch.support.classes)
+            for shots, predict in ((0, unadapted), (SHOTS, trained.method.adapt(batch.support))):
                 guesses = predict(batch.query.modalities).argmax(dim=1).numpy()
                 score = uar(episode.query_targets, guesses)
-                found.setdefault((name, shots), []).append(score)
+                uars.setdefault((name, shots), []).append(score)
     rows = []
-    for (name, shots), scores in found.items():
+    for (name, shots), scores in uars.items():
         mean = stats.interval(scores)
-        loss = stats.paired_test(scores, found["as recorded", shots])
+        loss = stats.paired_test(scores, uars["as recorded", shots])
         row = {"target": target, "situation": name, "shots": shots, "episodes": len(scores)}
         row |= {"uar": mean.mean, "low": mean.low, "high": mean.high}
         row |= {"difference": loss.difference}
@@ -141,12 +160,19 @@ def corrupted(trained: Trained, target: str) -> pd.DataFrame:
 
 
 def probed(trained: Trained, target: str) -> pd.DataFrame:
-    """How far adapting to a target moves each layer of a trained network.
+    """Measure how far adapting to a target changes each layer of a trained network.
+
+    Parameters
+    ----------
+    trained : Trained
+        The network; not changed.
+    target : str
+        Name of the target.
 
     Returns
     -------
     DataFrame
-        One row a layer: mean ``change`` and ``cka`` (see ``layer_changes.probe``) with 95 %
+        One row per layer: mean ``change`` and ``cka`` (see ``analysis.layers.probe``) with 95 %
         intervals over the ``episodes``.
     """
     sampler, features = trained.sampler(target), trained.materials[target].plain

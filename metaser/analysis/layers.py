@@ -1,4 +1,4 @@
-"""What adapting changes inside a network: how far each layer moves, and how its output changes."""
+"""What adapting changes inside a network: the parameters and the output of each layer."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from metaser.methods.inner_loop import Adapted
 
 
 def cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of two representations of the same clips.
+    """Return the linear centred kernel alignment of two representations of the same clips.
 
     Parameters
     ----------
@@ -25,8 +25,8 @@ def cka(x: Tensor, y: Tensor) -> float:
     Returns
     -------
     float
-        Between 0 and 1; 1 if they are equal up to rotation, scale and offset. NaN if one of them is
-        the same for all clips.
+        In [0, 1]; 1 if they are equal up to rotation, scale and offset. NaN if one of them is the
+        same for all clips.
 
     References
     ----------
@@ -42,17 +42,17 @@ def cka(x: Tensor, y: Tensor) -> float:
 
 
 def relative_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
-    """Length of a layer's change over its length before, ‖after − before‖ / ‖before‖.
+    """Return the relative change of each layer, ‖after − before‖ / ‖before‖.
 
     Parameters
     ----------
     before, after : mapping of str to Tensor
-        Parameters by name, such as ``layer.weight``; those that ``after`` lacks did not change.
+        Parameters by name, such as ``layer.weight``. Those that ``after`` lacks did not change.
 
     Returns
     -------
     dict of str to float
-        By layer, in the order of ``before``; NaN for a layer that was all zero.
+        The change by layer, in the order of ``before``; NaN for a layer that was all zero.
     """
     sums: dict[str, list[float]] = {}
     for name, value in before.items():
@@ -69,30 +69,30 @@ def relative_change(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
 def activations(
     model: nn.Module, parameters: Mapping[str, Tensor], modalities: dict[str, Padded]
 ) -> dict[str, Tensor]:
-    """Outputs of every layer that has parameters of its own, each clip's as one vector.
+    """Return the output of every layer that has parameters of its own, one vector per clip.
 
     Parameters
     ----------
     model : nn.Module
         Not changed.
     parameters : mapping of str to Tensor
-        Put in place of the model's own, by name.
+        Used in place of the model's own, by name.
     modalities : dict of str to Padded
-        Clips.
+        The clips.
 
     Returns
     -------
     dict of str to Tensor
-        By layer, (clips, outputs); all frames of a clip side by side. Layers whose output is not
+        (clips, outputs) by layer, with all frames of a clip in one row. Layers whose output is not
         one tensor are left out.
     """
     model = copy.deepcopy(model).eval()
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if isinstance(output, Tensor):
-                found[name] = output.flatten(1)
+                outputs[name] = output.flatten(1)
 
         return hook
 
@@ -100,7 +100,7 @@ def activations(
         if next(module.parameters(recurse=False), None) is not None:
             module.register_forward_hook(keep(name))
     functional_call(model, dict(parameters), (modalities,))
-    return found
+    return outputs
 
 
 def probe(method: Method, episode: EpisodeBatch) -> pd.DataFrame:
@@ -109,15 +109,20 @@ def probe(method: Method, episode: EpisodeBatch) -> pd.DataFrame:
     Parameters
     ----------
     method : Method
-        A trained method whose predictor has a ``model``, as it has itself; not changed.
+        A trained method that adapts the parameters of a model; not changed.
     episode : EpisodeBatch
-        The support set is adapted to; layers are heard on the query clips.
+        The method adapts to the support set; outputs are compared on the query clips.
 
     Returns
     -------
     DataFrame
-        One row a layer, from the input to the output: ``layer``, ``change`` (relative, see
+        One row per layer, from the input to the output: ``layer``, ``change`` (see
         ``relative_change``) and ``cka``.
+
+    Raises
+    ------
+    ValueError
+        If the method adapts in another way.
     """
     model, clips = model_of(method), episode.query.modalities
     adapted = method.adapt(episode.support)

@@ -1,4 +1,4 @@
-"""What can be read from embeddings: a classifier tells speaker, corpus and emotion."""
+"""What can be read from embeddings: a classifier predicts speaker, corpus and emotion."""
 
 from functools import partial
 
@@ -12,11 +12,14 @@ from sklearn.svm import SVC
 from metaser.metrics import uar
 
 READ = ("speaker", "corpus", "emotion")
+"""The labels that are read."""
+
 FOLDS = 3
+"""Folds of the cross-validation."""
 
 READERS = {"linear": partial(LogisticRegression, max_iter=1000), "kernel": partial(SVC, C=10.0)}
-"""Logistic regression, and a support vector machine with a Gaussian kernel, which finds what lies
-on no line."""
+"""Logistic regression, and a support vector machine with a Gaussian kernel, which also finds what
+is not linear."""
 
 
 def probe(
@@ -26,27 +29,26 @@ def probe(
     emotion: np.ndarray,
     reader: str = "linear",
 ) -> dict[str, dict[str, float]]:
-    """How well each label is read from the embeddings of clips that the reader has not learnt from.
+    """Return how well each label is read from embeddings of clips the reader has not learnt from.
 
-    Corpus and emotion are read from other speakers than those that the reader has learnt from; the
-    speaker has to be known to it.
+    Corpus and emotion are read from speakers that the reader has not learnt from. The speaker is
+    read from other clips of the same speakers.
 
     Parameters
     ----------
     embeddings : ndarray
-        (clips, dim), standardised for the reader.
+        (clips, dim); they are standardised for the reader.
     speaker, corpus, emotion : ndarray
         (clips,) labels; a speaker belongs to one corpus.
     reader : {"linear", "kernel"}
-        What reads, see ``READERS``.
+        The classifier, see ``READERS``.
 
     Returns
     -------
     dict of str to dict of str to float
-        For ``READ``, the mean recall (UAR) over the labels of each corpus, by corpus; in [0, 1].
-        The corpus is left out where there is only one.
+        UAR in [0, 1] by what is read (``READ``) and by corpus. What has one label only is left out.
     """
-    found = {}
+    uars = {}
     for name, labels in zip(READ, (speaker, corpus, emotion)):
         if len(np.unique(labels)) < 2:
             continue
@@ -58,8 +60,8 @@ def probe(
             groups=None if name == "speaker" else speaker,
             cv=folds(FOLDS, shuffle=True, random_state=0),
         )
-        found[name] = {
-            str(own): uar(labels[corpus == own], predicted[corpus == own])
-            for own in np.unique(corpus)
+        uars[name] = {
+            str(part): uar(labels[corpus == part], predicted[corpus == part])
+            for part in np.unique(corpus)
         }
-    return found
+    return uars

@@ -18,6 +18,7 @@ RC: dict[Any, Any] = {
 }
 METHODS = {"fine_tuning": "fine-tuning", "zero_shot": "zero-shot"}
 FILES = ("pairs", "agreement", "layers", "corruptions")
+"""Tables of ``analysis.study`` that the report shows."""
 
 INTRODUCTION = """\
 # Which languages should I learn from?
@@ -63,7 +64,19 @@ paired over {episodes} episodes; one training."""
 
 
 def write(results: Path, out: Path) -> Path:
-    """Write ``report.md`` and its figures (SVG) from the CSV files of ``similarity.study``.
+    """Write ``report.md`` and its figures (SVG) from the CSV files of ``analysis.study``.
+
+    Parameters
+    ----------
+    results : Path
+        Folder of the CSV files.
+    out : Path
+        Folder to write to.
+
+    Returns
+    -------
+    Path
+        The file ``report.md``.
 
     Raises
     ------
@@ -73,7 +86,8 @@ def write(results: Path, out: Path) -> Path:
     missing = [name for name in FILES if not (results / f"{name}.csv").is_file()]
     if missing:
         raise FileNotFoundError(
-            f"no {results / missing[0]}.csv: run `metaser transferability --out {results}` first"
+            f"{results} must hold {', '.join(FILES)}, each a CSV file, but lacks "
+            f"{missing[0]}.csv: run `metaser transferability --out {results}` first"
         )
     tables = {name: pd.read_csv(results / f"{name}.csv") for name in FILES}
     out.mkdir(parents=True, exist_ok=True)
@@ -96,6 +110,7 @@ def write(results: Path, out: Path) -> Path:
 def _text(
     pairs: pd.DataFrame, agreement: pd.DataFrame, layers: pd.DataFrame, corruptions: pd.DataFrame
 ) -> list[str]:
+    """Return the paragraphs, tables and figures of the page."""
     parts = [INTRODUCTION.format(episodes=pairs["episodes"].max(), seeds=pairs["seeds"].max())]
     parts.append(TRANSFER)
     for method in pairs["method"].unique():
@@ -147,22 +162,25 @@ def _text(
 
 
 def _bounded(value: float, low: float, high: float, digits: int = 1) -> str:
+    """Return a value and its interval, such as ``0.25 [0.20, 0.30]``."""
     rounded = [round(number, digits) + 0.0 for number in (value, low, high)]  # −0.0 becomes 0.0
     texts = [f"{number:.{digits}f}".replace("-", "−") for number in rounded]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]"
 
 
 def _percent(value: float, low: float, high: float) -> str:
+    """Return a share and its interval in percent, without the sign."""
     return _bounded(100 * value, 100 * low, 100 * high)
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _names(pairs: pd.DataFrame) -> dict[str, str]:
-    """Targets with the mark of those that have fewer classes than others."""
+    """Return how the targets are shown: with their classes where they have fewer than others."""
     counts = pairs.groupby("target")["classes"].max()
     return {
         name: name if count == counts.max() else f"{name} ({count})"
@@ -171,6 +189,7 @@ def _names(pairs: pd.DataFrame) -> dict[str, str]:
 
 
 def _matrix(pairs: pd.DataFrame) -> str:
+    """Return a table of measured transfer, sources in rows and targets in columns."""
     names = _names(pairs)
     cells = {
         (row.source, row.target): _percent(row.uar, row.low, row.high) for row in pairs.itertuples()
@@ -185,7 +204,7 @@ def _matrix(pairs: pd.DataFrame) -> str:
 
 
 def _transfer_figure(pairs: pd.DataFrame) -> Figure:
-    """Measured transfer as a heat map, one panel a method."""
+    """Draw measured transfer as a heat map, one panel per method."""
     methods = list(pairs["method"].unique())
     figure = Figure(figsize=(3.6 * len(methods), 3.4), layout="constrained")
     for axes, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods):
@@ -203,7 +222,7 @@ def _transfer_figure(pairs: pd.DataFrame) -> Figure:
 
 
 def _agreement_figure(agreement: pd.DataFrame) -> Figure:
-    """Mean correlation within targets of each score, with its interval."""
+    """Draw the mean correlation of each score within targets, with its interval."""
     names = agreement["predictor"].unique()[::-1]
     figure = Figure(figsize=(6.5, 0.17 * len(names) + 0.8), layout="constrained")
     axes = figure.subplots()
@@ -221,7 +240,7 @@ def _agreement_figure(agreement: pd.DataFrame) -> Figure:
 
 
 def _layer_figure(layers: pd.DataFrame) -> Figure:
-    """Relative change and CKA by layer, one row of panels a set-up."""
+    """Draw relative change and CKA by layer, one row of panels per setup."""
     setups = list(layers["setup"].unique())
     figure = Figure(figsize=(6.5, 2.3 * len(setups)), layout="constrained")
     for line, setup in zip(figure.subplots(len(setups), 2, squeeze=False), setups):

@@ -1,4 +1,4 @@
-"""The study of similarity: measure all that its report shows."""
+"""The study of similarity: measure everything that its report shows."""
 
 from itertools import product
 from pathlib import Path
@@ -31,7 +31,20 @@ FRONTENDS: dict[str, dict[str, Any]] = {
 
 
 def predictors(pool: Pool, console: Console) -> pd.DataFrame:
-    """Every distance of every front end for all targets, as scores of which more promises more."""
+    """Return every distance of every front end for all targets, as scores.
+
+    Parameters
+    ----------
+    pool : Pool
+        Protocol and tasks.
+    console : rich.console.Console
+        Where progress is printed.
+
+    Returns
+    -------
+    DataFrame
+        ``target``, ``source``, ``predictor`` and ``score``, the negative distance.
+    """
     rows = []
     for (name, frontend), target in product(FRONTENDS.items(), pool.targets()):
         console.print(f"distances of {target} by {name}", highlight=False)
@@ -42,11 +55,20 @@ def predictors(pool: Pool, console: Console) -> pd.DataFrame:
 
 
 def study(out: Path, places: Places | None = None, console: Console | None = None) -> None:
-    """Measure all that the page of ``analysis.report`` shows, as CSV files in ``out``.
+    """Measure everything that the page of ``analysis.report`` shows, and write it as CSV files.
 
-    ``pairs.csv`` is the measured transfer, ``scores.csv`` what predicts it, ``agreement.csv`` how
-    well; ``layers.csv`` and ``corruptions.csv`` look into the networks of the protocol ``layers``.
-    What ``out`` holds of the measured transfer is not measured again.
+    ``pairs.csv`` holds the measured transfer, ``scores.csv`` the scores that predict it, and
+    ``agreement.csv`` how well they do. ``layers.csv`` and ``corruptions.csv`` look into the
+    networks of the protocol ``layers``. Transfer that is in ``out`` is not measured again.
+
+    Parameters
+    ----------
+    out : Path
+        Folder to write to.
+    places : Places, optional
+        Data root, task folders, feature cache and number of processes.
+    console : rich.console.Console, optional
+        Where progress is printed.
     """
     console = console or Console(stderr=True)
     pool = open_pool(None, PROTOCOL, places)

@@ -1,8 +1,8 @@
-"""Which languages to learn from: cheap distances held against what each source really teaches.
+"""Which languages to learn from: distances compared with the transfer that was measured.
 
-`metaser.selection` measures distances; here every source also teaches alone, by a protocol of the
-benchmark, and both are compared. The protocol is run once a source, each in a folder of its own, so
-that a run which was stopped goes on where it was.
+``metaser.features.distances`` computes distances. Here a model is also trained on every source
+alone, by a protocol of the benchmark, and both are compared. The protocol runs once per source,
+each time in a folder of its own, so that a run that was stopped continues where it was.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,14 @@ from metaser.protocol.schema import Protocol, read_protocol
 from metaser.rows import read_rows
 from metaser.tasks.task import Task, read_task, require_audio
 
-PROTOCOL, INSIDE, CORRUPTED = "similarity", "layers", "statistics_mlp"
-"""Bundled protocols of transfer and of looking inside; the set-up that is heard corrupted."""
+PROTOCOL, INSIDE = "similarity", "layers"
+"""Bundled protocols, of transfer and of looking into networks."""
+
+CORRUPTED = "statistics_mlp"
+"""The setup that hears corrupted clips."""
 
 VIEWS = ("none", "corpus")
-"""How features are normalised before distances are taken; "corpus" removes the corpora's means."""
+"""How features are normalised before distances are computed."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ class Pool:
     Attributes
     ----------
     protocol : Protocol
-        Gives classes, sources and set-ups.
+        The protocol, with its classes, sources and setups.
     tasks : dict of str to Task
-        Those that are present, with the clips of the protocol's classes only.
+        The tasks that are present, with the clips of the protocol's classes only.
     places : Places
         Data root, task folders, feature cache and number of processes.
     """
@@ -53,13 +56,13 @@ class Pool:
     places: Places
 
     def sources(self, target: str) -> list[str]:
-        """The present sources of other languages than the target's."""
+        """Return the present sources of other languages than the target's."""
         language = self.tasks[target].language
         names = [name for name in self.protocol.sources if name in self.tasks]
         return [name for name in names if self.tasks[name].language != language]
 
     def targets(self) -> list[str]:
-        """The present targets of the protocol."""
+        """Return the present targets of the protocol."""
         return [name for name in self.protocol.targets if name in self.tasks]
 
 
@@ -68,7 +71,16 @@ def open_pool(
     protocol: str = PROTOCOL,
     places: Places | None = None,
 ) -> Pool:
-    """Read the tasks of a protocol, and a target that it may not name.
+    """Read the tasks of a protocol, and a target that the protocol need not name.
+
+    Parameters
+    ----------
+    target : str, optional
+        Name of a task, or its folder.
+    protocol : str
+        Name of a bundled protocol, or path of a file.
+    places : Places, optional
+        Data root, task folders, feature cache and number of processes.
 
     Raises
     ------
@@ -83,8 +95,8 @@ def open_pool(
         found = require_audio(read_task(target, places.data, places.folders))
         if not found.table["emotion"].isin(plan.classes).any():
             raise ValueError(
-                f"{found.name} has none of the classes {plan.classes}, only {list(found.counts)}: "
-                "choose a target that shares classes with the sources"
+                f"the target must have some of the classes {plan.classes}, but {found.name} has "
+                f"only {list(found.counts)}: choose a target that shares classes with the sources"
             )
         targets = dict.fromkeys([*plan.targets, found.name])
         plan = plan.model_copy(update={"targets": list(targets)})
@@ -92,32 +104,59 @@ def open_pool(
     pool = Pool(plan, tasks, places)
     if target is not None and not pool.sources(found.name):
         raise FileNotFoundError(
-            f"no source task of another language than {found.name}'s is present; the protocol has "
-            f"{plan.sources}: obtain one of them (`metaser tasks` tells how)"
+            f"a source of another language than {found.name}'s must be present, but none of "
+            f"{plan.sources} is: obtain one of them (`metaser tasks` tells how)"
         )
     return pool
 
 
 def hear(pool: Pool, frontend: dict, names: Sequence[str], view: str) -> dict[str, Clips]:
-    """One vector a clip of some tasks, from the cache where it has them."""
+    """Return one vector per clip of some tasks, from the cache where it has them.
+
+    Parameters
+    ----------
+    pool : Pool
+        Protocol and tasks.
+    frontend : dict
+        Name and arguments of a front end.
+    names : sequence of str
+        Names of the tasks.
+    view : {"none", "corpus"}
+        How features are normalised.
+    """
     made = make_frontend(frontend)
-    found = {}
+    clips = {}
     for name in names:
         features = extract(pool.tasks[name], made, pool.places.cache, jobs=pool.places.jobs)
         features = normalise(features, pool.tasks[name], view)
-        found[name] = clips_of(pool.tasks[name], features)
-    return found
+        clips[name] = clips_of(pool.tasks[name], features)
+    return clips
 
 
 def distances(
     pool: Pool, target: str, frontend: dict, shots: int = 0, seed: int = 0, resamples: int = 200
 ) -> pd.DataFrame:
-    """Distances of a target from each source, with and without normalising each corpus.
+    """Return the distances of a target from each source, with and without normalising each corpus.
+
+    Parameters
+    ----------
+    pool : Pool
+        Protocol and tasks.
+    target : str
+        Name of the target.
+    frontend : dict
+        Name and arguments of a front end.
+    shots : int
+        Labelled clips per class of the target, for the distances that need them; 0 for none.
+    seed : int
+        Seed of all draws.
+    resamples : int
+        Draws behind each interval.
 
     Returns
     -------
     DataFrame
-        As ``selection.compare``, with ``normalise`` ("none" or "corpus") besides.
+        As from ``features.distances.compare``, with a column ``normalise`` ("none" or "corpus").
     """
     tables = []
     for view in VIEWS:
@@ -135,13 +174,13 @@ def measure(
     Parameters
     ----------
     pool : Pool
-        Its protocol says how.
+        Protocol and tasks.
     out : Path
-        Gets a results folder of the benchmark for each source.
+        Folder to write to; each source gets a results folder of the benchmark in it.
     targets : sequence of str
-        Only these; all of the protocol if empty.
+        Targets to score; all of the protocol if empty.
     console : rich.console.Console, optional
-        Where progress is told.
+        Where progress is printed.
 
     Returns
     -------
@@ -168,14 +207,19 @@ def measure(
 
 
 def transfer(out: Path) -> pd.DataFrame:
-    """What was measured: one row a source, target and method.
+    """Read the measured transfer, one row per source, target and method.
+
+    Parameters
+    ----------
+    out : Path
+        Folder that ``measure`` has written to.
 
     Returns
     -------
     DataFrame
         ``source``, ``target``, ``method``, mean ``uar`` with interval ``low`` to ``high``
-        (``stats.interval`` over seeds and episodes), ``seeds``, ``episodes`` in all, and
-        ``classes`` of the target.
+        (``stats.intervals`` over seeds and episodes), and the numbers of ``seeds``, of
+        ``episodes`` in all and of the target's ``classes``.
 
     Raises
     ------
@@ -186,12 +230,14 @@ def transfer(out: Path) -> pd.DataFrame:
         [row for path in sorted(out.glob("*/rows.jsonl")) for row in read_rows(path)]
     )
     if rows.empty:
-        raise ValueError(f"{out} holds no rows of single sources: measure them by --measure")
+        raise ValueError(
+            f"{out} must hold rows of single sources, but holds none: measure them by --measure"
+        )
     draws = rows.groupby(["target", "seed"])["digest"].nunique()
     if (draws > 1).any():
         raise ValueError(
-            f"{out}: the sources were scored on different episodes of {draws.idxmax()[0]}: delete "
-            "the folders in it and measure again"
+            f"{out}: all sources must be scored on the same episodes, but they were scored on "
+            f"different episodes of {draws.idxmax()[0]}: delete the folders in it and measure again"
         )
     rows["source"] = rows["sources"].str[0]
     rows["own"] = [sum(map(bool, map(sum, confusion))) for confusion in rows["confusion"]]
@@ -225,19 +271,42 @@ def transfer(out: Path) -> pd.DataFrame:
 
 
 def with_transfer(table: pd.DataFrame, pairs: pd.DataFrame, target: str) -> pd.DataFrame:
-    """Distances of a target, followed by what was measured: ``distance`` is then the method."""
+    """Return the distances of a target, followed by its measured transfer.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Distances, as ``distances`` returns them.
+    pairs : DataFrame
+        Measured transfer, as ``transfer`` returns it.
+    target : str
+        Name of the target.
+
+    Returns
+    -------
+    DataFrame
+        With the columns of ``table``. In rows of measured transfer, ``distance`` is the method and
+        ``value`` the UAR.
+    """
     own = pairs[pairs["target"] == target].drop(columns=["target", "classes"])
     own = own.rename(columns={"method": "distance", "uar": "value"})
     return pd.concat([table, own.assign(normalise="measured UAR")], ignore_index=True)
 
 
 def controls(pool: Pool, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Predictors that hear no target: a source's size, and how well it teaches the other targets.
+    """Return predictors that hear no target: a source's size, and its transfer to other targets.
+
+    Parameters
+    ----------
+    pool : Pool
+        Protocol and tasks.
+    pairs : DataFrame
+        Measured transfer of one method.
 
     Returns
     -------
     DataFrame
-        ``target``, ``source``, ``predictor`` and ``score``, of which more promises more.
+        ``target``, ``source``, ``predictor`` and ``score``; a higher score predicts a higher UAR.
     """
     relative = pairs["uar"] - pairs.groupby("target")["uar"].transform("mean")
     rows = []
@@ -256,27 +325,28 @@ def controls(pool: Pool, pairs: pd.DataFrame) -> pd.DataFrame:
 def agreement(
     scores: pd.DataFrame, pairs: pd.DataFrame, resamples: int = 500, seed: int = 0
 ) -> pd.DataFrame:
-    """Measure whether a predictor ranks the sources as measured transfer does.
+    """Measure whether predictors rank the sources as measured transfer does.
 
     Parameters
     ----------
     scores : DataFrame
-        ``target``, ``source``, ``predictor`` and ``score``, of which more promises more.
+        ``target``, ``source``, ``predictor`` and ``score``; a higher score predicts a higher UAR.
     pairs : DataFrame
-        ``target``, ``source`` and measured ``uar``, one row a pair.
+        ``target``, ``source`` and measured ``uar``, one row per pair.
     resamples : int
         Draws of the targets behind each interval.
     seed : int
-        Of these draws.
+        Seed of these draws.
 
     Returns
     -------
     DataFrame
-        One row a predictor: ``within``, the mean over targets of Spearman's correlation over a
-        target's sources; ``pooled``, the correlation over all pairs, which also holds how hard
-        targets are; ``gain``, the UAR of the source that the predictor puts first minus the mean
-        over sources; each with 95 % percentile intervals (``…_low``, ``…_high``) by drawing the
-        targets again; ``targets`` and ``pairs``. Undefined correlations are NaN.
+        One row per predictor, with the numbers of ``targets`` and ``pairs`` and three values.
+        ``within`` is the mean over targets of Spearman's correlation over a target's sources.
+        ``pooled`` is the correlation over all pairs, which also depends on how hard targets are.
+        ``gain`` is the UAR of the source that the predictor puts first, minus the mean over
+        sources. Each has a 95 % percentile interval (``…_low``, ``…_high``) by drawing the targets
+        again. Undefined correlations are NaN.
     """
     rng = np.random.default_rng(seed)
     names = sorted(pairs["target"].unique())
@@ -304,10 +374,10 @@ def agreement(
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation; NaN where one side is constant."""
+    """Return the rank correlation; NaN where one side is constant."""
     return float(spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else float("nan")
 
 
 def _gain(scores: np.ndarray, uars: np.ndarray) -> float:
-    """What the first by score is worth over the mean; NaN where a score is."""
+    """Return the UAR of the source with the highest score, minus the mean; NaN if a score is."""
     return np.nan if np.isnan(scores).any() else float(uars[np.argmax(scores)] - uars.mean())

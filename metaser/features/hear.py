@@ -131,8 +131,8 @@ def hear_windows(
     """
     if not 0 < hop <= window <= LONGEST:
         raise ValueError(
-            f"expected 0 < hop <= window <= {LONGEST:g} seconds, came window = {window:g} and "
-            f"hop = {hop:g}"
+            f"windows must have 0 < hop <= window <= {LONGEST:g} seconds, not window = {window:g} "
+            f"and hop = {hop:g}: choose others, such as --window 4 --hop 2"
         )
     return compute_frames(_windows(files, frontend.rate, window, hop), frontend)
 

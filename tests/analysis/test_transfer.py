@@ -117,7 +117,7 @@ def test_sources_on_different_episodes_are_refused(tmp_path):
     _write(tmp_path / "en_b", _row("en_b", "it_x", "two", [1.0]))
     with pytest.raises(ValueError, match="different episodes of it_x"):
         transfer(tmp_path)
-    with pytest.raises(ValueError, match="no rows of single sources"):
+    with pytest.raises(ValueError, match="must hold rows of single sources"):
         transfer(tmp_path / "empty")
 
 
@@ -205,7 +205,7 @@ def test_the_report_says_what_the_tables_hold(tmp_path):
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert names == {"report.md", "transfer.svg", "agreement.svg", "layers.svg"}
     os.remove(tmp_path / "results" / "layers.csv")
-    with pytest.raises(FileNotFoundError, match=r"layers.csv: run `metaser transferability"):
+    with pytest.raises(FileNotFoundError, match=r"lacks layers.csv: run `metaser transferability"):
         similarity_report.write(tmp_path / "results", tmp_path / "report")
 
 
