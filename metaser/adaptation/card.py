@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from metaser.adaptation.model_file import Header, ModelFile, measured_at
+from metaser.files import write_text
 from metaser.tasks.schema import language_name
 
 SYNTHETIC = (
@@ -173,8 +174,4 @@ def _onnx_input(file: ModelFile) -> str:
 
 def write_card(path: str | Path, text: str) -> None:
     """Write a card, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_text(path, text)

@@ -1,6 +1,5 @@
 """The report of ``metaser transferability``: tables of its CSV files and figures, without torch."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+
+from metaser.files import whole, write_text
 
 RC: dict[Any, Any] = {
     "svg.hashsalt": "metaser",
@@ -90,20 +91,15 @@ def write(results: Path, out: Path) -> Path:
             f"{missing[0]}.csv: run `metaser transferability --out {results}` first"
         )
     tables = {name: pd.read_csv(results / f"{name}.csv") for name in FILES}
-    out.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(RC):
         for name, figure in (
             ("transfer", _transfer_figure(tables["pairs"])),
             ("agreement", _agreement_figure(tables["agreement"])),
             ("layers", _layer_figure(tables["layers"])),
         ):
-            part = out / f"{name}.svg.part"
-            figure.savefig(part, format="svg", metadata={"Date": None})
-            os.replace(part, out / f"{name}.svg")
-    text = "\n\n".join(_text(**tables)) + "\n"
-    part = out / "report.md.part"
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, out / "report.md")
+            with whole(out / f"{name}.svg") as part:
+                figure.savefig(part, format="svg", metadata={"Date": None})
+    write_text(out / "report.md", "\n\n".join(_text(**tables)) + "\n")
     return out / "report.md"
 
 
