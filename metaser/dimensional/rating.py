@@ -82,6 +82,17 @@ class FrameRater(nn.Module):
         return Padded(self.head(values) * audio.mask.unsqueeze(-1), audio.mask)
 
 
+def _check(loss: str, ratings: Tensor) -> None:
+    """Refuse an unknown loss, and clips of which none is rated."""
+    if loss not in RATING_LOSSES:
+        known = ", ".join(sorted(RATING_LOSSES))
+        raise ValueError(f"loss must be one of {known}, not {loss!r}: choose one of these")
+    if ratings.isnan().all():
+        raise ValueError(
+            f"at least 1 clip must be rated, not 0 of {len(ratings)}: pass clips with ratings"
+        )
+
+
 def tuned(
     model: nn.Module,
     audio: Padded,
@@ -133,13 +144,7 @@ def tuned(
     ValueError
         If the loss is not known, no clip is rated, or the training has diverged.
     """
-    if loss not in RATING_LOSSES:
-        known = ", ".join(sorted(RATING_LOSSES))
-        raise ValueError(f"loss must be one of {known}, not {loss!r}: choose one of these")
-    if ratings.isnan().all():
-        raise ValueError(
-            f"at least 1 clip must be rated, not 0 of {len(ratings)}: pass clips with ratings"
-        )
+    _check(loss, ratings)
     new = copy.deepcopy(model).train()
 
     def objective(parameters: dict[str, Tensor], rows: Tensor) -> Tensor:
