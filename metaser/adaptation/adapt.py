@@ -1,7 +1,7 @@
 """Adapt a trained model to a few labelled clips of a language, and estimate its UAR."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 
 import numpy as np
@@ -103,11 +103,7 @@ def adapt(
         shots=fewest,
         speakers=None if speakers is None else len(set(speakers)),
         contents=contents,
-        uar=expected.uar,
-        low=expected.low,
-        high=expected.high,
-        folds=expected.folds,
-        seen=expected.seen,
+        **asdict(expected),
         temperature=measured_at(file.header, fewest).temperature,
         trust=fitted.trust,
     )

@@ -83,6 +83,19 @@ def predict(
             "the model must know voices for --speaker, but this one normalises by "
             f"{file.header.setup.normalise!r}: leave it out, or adapt a model such as starter"
         )
+    tables = _tables(file, heard, abstain, by_these=by_these, speaker=speaker)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _tables(
+    file: ModelFile,
+    heard: Iterable[Heard],
+    abstain: float,
+    *,
+    by_these: bool,
+    speaker: str | None,
+) -> Iterator[pd.DataFrame]:
+    """Yield the predictions portion by portion, or all at once where all have to be heard first."""
     fitted = file.fitted
     if file.normalises and (fitted is None or by_these or speaker is not None):
         heard = everything = list(heard)  # all features, for their means, but not the audio
@@ -95,14 +108,13 @@ def predict(
             found = fitted.scores(
                 features, rows, speakers_of([h.file for h in everything], speaker)
             )
-            return _table(file, everything, found, abstain)
+            yield _table(file, everything, found, abstain)
+            return
     elif fitted is None:
         fitted = Fitted(file.predictor, file.source)
-    tables = []
     for some in _portions(heard):
         found = fitted.scores(gather(some), np.arange(len(some)))
-        tables.append(_table(file, some, found, abstain))
-    return pd.concat(tables, ignore_index=True)
+        yield _table(file, some, found, abstain)
 
 
 def speakers_of(files: Sequence[Path], speaker: str) -> np.ndarray:
