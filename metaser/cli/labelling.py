@@ -25,6 +25,14 @@ Guess = Callable[["Episode"], "np.ndarray"]
 Scores = dict[int, list[float]]
 """From clips per class to the UAR of each episode."""
 
+Queries = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Query clips per class; a quarter of the smallest class, 1 to 10, if not given.",
+    ),
+]
+
 
 def curve(
     task: Annotated[str, typer.Option(metavar="NAME", help="Name of a task, or its folder.")],
@@ -35,13 +43,7 @@ def curve(
         float | None, typer.Option(help="Wanted UAR, between 0 and 1, such as 0.7.")
     ] = None,
     classes: Annotated[str, typer.Option(help="Only these classes, separated by commas.")] = "",
-    queries: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Query clips per class; a quarter of the smallest class, 1 to 10, if not given.",
-        ),
-    ] = None,
+    queries: Queries = None,
     episodes: Annotated[int, typer.Option(min=2, help="Draws per number of clips.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     any_speaker: Annotated[
@@ -55,6 +57,9 @@ def curve(
         ),
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Figure to write: .png or .svg.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Table to write: task, method, shots, uar, low, high.")
+    ] = None,
     jobs: Jobs = 1,
     cache: Cache = None,
 ) -> None:
@@ -71,11 +76,7 @@ def curve(
         chosen, features = _prepare(task, places, classes, known)
         speakers = "any" if any_speaker else "disjoint"
         queries = queries or library.usual_queries(chosen)
-        try:
-            shots = library.possible_shots(chosen, queries, speakers, seed)
-        except ValueError as error:
-            hint = "" if any_speaker else ", or say --any-speaker"
-            raise ValueError(f"{error} (with {queries} queries: --queries){hint}") from error
+        shots = _shots(chosen, queries, speakers, seed)
         measured = partial(
             library.measure,
             chosen,
@@ -87,11 +88,20 @@ def curve(
             classes=known,
         )
         scores = measured(library.logistic_regression(features))
+        tables = {"logistic_regression": scores}
         if file is None or model is None:
             _print_curve(chosen, scores, queries, any_speaker)
         else:
             plain, scores = scores, measured(_model_guess(file, chosen, places))
+            tables[model.stem] = scores
             _print_curve(chosen, scores, queries, any_speaker, model=model.stem, plain=plain)
+            if file.knows_voices:
+                typer.echo(
+                    "The model knows voices: beside the drawn clips it has looked at all query "
+                    "clips of each speaker, without their labels."
+                )
+        if csv is not None:
+            _write_scores(csv, chosen.name, tables)
         fitted, resampled = _fit(scores, want, seed)
         if figure is not None:
             library.draw(
@@ -114,6 +124,34 @@ def _check_wishes(want: float | None, figure: Path | None) -> None:
         raise ValueError(
             f"--figure must be a .png or .svg file, not {figure.name!r}: change the ending"
         )
+
+
+def _shots(task: "Task", queries: int, speakers: str, seed: int) -> list[int]:
+    """Return the numbers of clips that a task is large enough for; an error names the options."""
+    from metaser.labelling.curve import possible_shots
+
+    try:
+        return possible_shots(task, queries, speakers, seed)
+    except ValueError as error:
+        hint = "" if speakers == "any" else ", or say --any-speaker"
+        raise ValueError(f"{error} (with {queries} queries: --queries){hint}") from error
+
+
+def _write_scores(path: Path, task: str, tables: dict[str, Scores]) -> None:
+    """Write mean UAR with its 95 % interval over draws, a row per method and number of clips."""
+    import pandas as pd
+
+    from metaser import stats
+    from metaser.files import write_text
+
+    rows = []
+    for method, scores in tables.items():
+        for shots, uars in scores.items():
+            found = stats.interval([uars])
+            ends = {"uar": found.mean, "low": found.low, "high": found.high}
+            rows.append({"task": task, "method": method, "shots": shots} | ends)
+    write_text(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.5f"))
+    typer.echo(f"table: {path}")
 
 
 def _load(path: Path) -> "ModelFile":
@@ -240,7 +278,7 @@ def _print_curve(
     normalised = (
         "Features are standardised over all clips."
         if plain is None
-        else "The model knows the drawn clips alone, as in `metaser adapt`; the features of "
+        else "The model adapts to the drawn clips alone, as in `metaser adapt`; the features of "
         "logistic regression are standardised over all clips, which is in its favour. What the "
         "model buys is in points, on the same draws. Fit, need and figure below are of the model."
     )

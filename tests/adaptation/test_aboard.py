@@ -1,6 +1,7 @@
 """The models that come along, and models that know voices."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import log_softmax
 from typer.testing import CliRunner
@@ -104,3 +105,14 @@ def test_who_speaks_is_said_in_three_ways(tmp_path):
         speakers_of(files, "^([0-9]+)_")
     with pytest.raises(ValueError, match="must be one, file or a regular expression"):
         speakers_of(files, "(")
+
+
+def test_a_curve_is_written_as_a_table(tmp_path):
+    from metaser.cli.labelling import _write_scores
+
+    scores = {1: [0.25, 0.5, 0.75], 5: [1.0, 1.0, 1.0]}
+    _write_scores(tmp_path / "curve.csv", "it_made", {"starter": scores})
+    table = pd.read_csv(tmp_path / "curve.csv")
+    assert list(table.columns) == ["task", "method", "shots", "uar", "low", "high"]
+    assert table["uar"].tolist() == [0.5, 1.0] and table["shots"].tolist() == [1, 5]
+    assert table["low"][0] < 0.5 < table["high"][0] and table["low"][1] == table["high"][1] == 1
