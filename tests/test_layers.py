@@ -37,8 +37,8 @@ LAYERS = {"metaser": -1, "version": -1} | {
 FILES = sorted(path for path in ROOT.rglob("*.py") if "aboard" not in path.parts)
 EXCEPTIONS = {"Exception", "ValueError", "FileNotFoundError"}
 FORMS = {"BaseModel", "NamedTuple", "Protocol", "ProtocolFile", "Section", "TypedDict"}
-TORCH = {"nn.Module", "Function", "TorchDispatchMode"}
-"""What PyTorch lets one write by inheritance only."""
+TORCH = {"nn.Module", "Function", "TorchDispatchMode", "ast.NodeTransformer"}
+"""What PyTorch, and Python's syntax trees, let one write by inheritance only."""
 
 GENERATORS = {"default_rng", "Generator", "SeedSequence"}
 

@@ -137,6 +137,7 @@ def test_nothing_else_is_aboard(wheel):
     assert {Path(name).suffix for name in wheel if name.startswith("metaser/")} == {
         ".py",
         ".pyi",
+        ".safetensors",
         ".typed",
         ".jinja",
         ".css",
