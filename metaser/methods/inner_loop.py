@@ -272,8 +272,9 @@ def descend(
             for name, value in parameters.items()
         }
 
-    if not parameters:  # everything is frozen, and there is no step to take
-        rates = ()
+    if not parameters:  # everything is frozen, and a step leaves it as it is
+        yield from [parameters] * len(rates)
+        return
     parameters = {  # parameters that were made under no_grad need a gradient here
         name: value if value.requires_grad else value.detach().requires_grad_()
         for name, value in parameters.items()

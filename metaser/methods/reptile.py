@@ -84,7 +84,9 @@ class Reptile(nn.Module):
         reached = self._descend(fixed, batch, self.inner_steps)
         gaps = [(start[name] - reached[name].detach()).square() for name in start]
         tasks = batch.targets.shape[:-1]
-        return reduce(torch.add, (gap.reshape(*tasks, -1).sum(dim=-1) for gap in gaps)) / 2
+        nothing = batch.targets.new_zeros(tasks, dtype=torch.get_default_dtype())
+        sums = (gap.reshape(*tasks, -1).sum(dim=-1) for gap in gaps)
+        return reduce(torch.add, sums, nothing) / 2
 
     def validation_loss(self, episode: EpisodeBatch) -> Tensor:
         """Return the query loss after adapting; the distance does not say how good a model is."""

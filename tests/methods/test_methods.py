@@ -12,6 +12,7 @@ from torch import nn
 from metaser.backbones import MLP, Recurrent
 from metaser.batch import Padded
 from metaser.episodes import TaskSampler, tensors
+from metaser.losses import cross_entropy
 from metaser.methods import METHODS
 from metaser.methods.support_gan import SupportGAN
 from metaser.metrics import uar
@@ -161,6 +162,17 @@ def test_the_loss_is_a_scalar_with_a_gradient(request, name, which):
     with torch.no_grad():
         again = method.loss(request.getfixturevalue(which))
     torch.testing.assert_close(again, loss.detach())
+
+
+@pytest.mark.parametrize("name", ["metaser", "maml", "anil", "boil", "reptile"])
+def test_with_everything_frozen_the_loss_is_that_of_the_model_as_it_is(name, episode):
+    method = _make(name)
+    method.model.requires_grad_(False)
+    loss = method.loss(episode)
+    expected = cross_entropy(
+        method.model(episode.query.modalities), episode.query.targets, episode.query.classes
+    )
+    assert float(loss) == pytest.approx(0.0 if name == "reptile" else float(expected), rel=1e-5)
 
 
 @each
