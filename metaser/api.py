@@ -46,9 +46,9 @@ def run_benchmark(protocol: str | Path | Protocol, out: str | Path, **options: A
 def train_model(
     out: str | Path,
     *,
-    protocol: str | Path = "unseen_language",
+    protocol: str | Path | None = None,
     setup: str | None = None,
-    method: str = "inner_loop_alone",
+    method: str | None = None,
     sources: Sequence[str] = (),
     data: str | Path | None = None,
     folders: str | Path | Iterable[str | Path] = (),

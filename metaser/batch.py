@@ -158,6 +158,11 @@ def join(batches: Sequence[Batch]) -> Batch:
     return Batch(modalities, targets, classes, domains)
 
 
+def mean_frames(modalities: dict[str, Padded]) -> Tensor:
+    """Return the mean frame of each clip (clips, channels), modalities side by side."""
+    return torch.cat([padded.mean() for padded in modalities.values()], dim=1)
+
+
 def check_modalities(modalities: dict[str, Padded]) -> None:
     """Refuse modalities that do not have the same clips; only shapes are checked.
 

@@ -11,13 +11,8 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 from metaser import metrics
 from metaser.adaptation.clips import Clips, refuse_two_labels
 from metaser.adaptation.expect import Expected, Folds, expect
-from metaser.adaptation.model_file import (
-    Adaptation,
-    Fitted,
-    ModelFile,
-    measured_at,
-    voice_batch,
-)
+from metaser.adaptation.fitted import Fitted, voice_batch
+from metaser.adaptation.model_file import Adaptation, ModelFile, measured_at
 from metaser.batch import Batch
 from metaser.contracts import method_traits
 from metaser.features.hear import gather, hear, mixed_rates

@@ -10,7 +10,8 @@ import pandas as pd
 
 from metaser import audio
 from metaser.adaptation.calibration import probabilities
-from metaser.adaptation.model_file import Fitted, ModelFile
+from metaser.adaptation.fitted import Fitted
+from metaser.adaptation.model_file import ModelFile
 from metaser.features.hear import Heard, gather, hear, hear_windows
 
 PORTION = 256

@@ -41,10 +41,14 @@ def train(
         str, typer.Option(help="Tasks to learn from, separated by commas; else the protocol's.")
     ] = "",
     protocol: Annotated[
-        str, typer.Option(help="Protocol that says how to train: its name or file.")
-    ] = "unseen_language_2",
+        str | None,
+        typer.Option(
+            help="Protocol that says how to train: its name or file; else unseen_language_2."
+        ),
+    ] = None,
     setup: Annotated[
-        str | None, typer.Option(help="Setup of the protocol; the first if not given.")
+        str | None,
+        typer.Option(help="Setup of the protocol; the first, or the better one at hand."),
     ] = None,
     method: Annotated[
         str | None,
@@ -74,9 +78,7 @@ def train(
 
         chosen = [name for name in sources.split(",") if name]
         with resumable():
-            if setup is None and protocol == "unseen_language_2":
-                setup = _setup_that_runs()
-            recipe = read_recipe(protocol, setup, method, chosen)
+            recipe = read_recipe(protocol, setup, method, chosen, _note)
             places = Places.at(data, tasks, cache, jobs)
             header = train_model(out, recipe, places, seed=seed, draws=draws)
     _print_lines(warnings(header)[:-1])
@@ -307,22 +309,6 @@ def models() -> None:
             typer.echo(f"{name}: hears by {frontend.get('name')}, learnt from {learnt}")
             typer.echo("\n".join(f"  {line}" for line in measured_lines(header)))
         typer.echo(f"licence, and what they must not be used for: {ABOARD / 'README.md'}")
-
-
-def _setup_that_runs() -> str:
-    """Return the better setup if its encoder is at hand, and say what the choice costs."""
-    from metaser.frontends import make_frontend
-
-    try:
-        make_frontend({"name": "whisper"})
-    except (ModuleNotFoundError, FileNotFoundError) as error:
-        _note(
-            "training on statistics, which costs about 12 points of UAR: the encoder "
-            f"whisper-tiny.en is not at hand ({error})"
-        )
-        return "light_voice"
-    _note("training on whisper-tiny.en, which hears a second of sound in 20 ms")
-    return "whisper_voice"
 
 
 def demonstrate(folder: Path, languages: Path) -> None:

@@ -73,6 +73,16 @@ def gate(share: float, evidence: float | None = None) -> float:
     return float(expit(by_evidence * evidence + by_share * (share - middle)))
 
 
+def lean(own: np.ndarray, common: np.ndarray, clips: int, weight: float) -> np.ndarray:
+    """Return a statistic of some clips, averaged with a common one that counts as more clips.
+
+    >>> lean(np.array([4.0]), np.array([0.0]), clips=9, weight=3.0)
+    array([3.])
+    """
+    share = clips / (clips + weight)
+    return share * own + (1 - share) * common
+
+
 def normalise_voices(
     features: Features,
     speakers: np.ndarray,
@@ -113,18 +123,16 @@ def normalise_voices(
     for who in np.unique(speakers):
         clips = speakers == who
         heard = (clips & usable)[clip_of]
-        count = np.count_nonzero(clips & usable & (lengths > 0))
+        count = int(np.count_nonzero(clips & usable & (lengths > 0)))
         own_centre, own_spread = centre, spread
         if count:
             mean = frames[heard].mean(axis=0)
             if neutral is None:
-                share = count / (count + SPREAD_PRIOR)
-                mixed = share * frames[heard].var(axis=0) + (1 - share) * variance
+                mixed = lean(frames[heard].var(axis=0), variance, count, SPREAD_PRIOR)
                 own_spread = np.sqrt(np.maximum(mixed, 1e-12))
             else:
                 mean = mean - spread * neutral
-            share = count / (count + CENTRE_PRIOR)
-            own_centre = share * mean + (1 - share) * centre
+            own_centre = lean(mean, centre, count, CENTRE_PRIOR)
         rows = clips[clip_of]
         normalised[rows] = np.clip((frames[rows] - own_centre) / own_spread, -OUTLIER, OUTLIER)
     return replace(

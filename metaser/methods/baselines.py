@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from metaser.batch import Batch, Padded
+from metaser.batch import Batch, Padded, mean_frames
 from metaser.contracts import Predictor
 from metaser.methods.inner_loop import check_support
 
@@ -42,7 +42,7 @@ class Constant:
         """Return a predictor that guesses among the classes of the support set."""
         check_support(support)
         counts = torch.bincount(support.targets, minlength=len(support.classes))
-        fingerprint = zlib.crc32(mean_frames(support.modalities).tobytes())
+        fingerprint = zlib.crc32(mean_frames(support.modalities).numpy().tobytes())
         rng = np.random.default_rng([self.seed, fingerprint])
 
         def predict(modalities: dict[str, Padded]) -> Tensor:
@@ -81,7 +81,7 @@ class LogisticRegression:
         """Return a regression that is fitted to labelled clips of a language."""
         check_support(support)
         batches = [support, *self.sources]
-        values = [mean_frames(batch.modalities) for batch in batches]
+        values = [mean_frames(batch.modalities).numpy() for batch in batches]
         targets = [batch.targets.numpy() for batch in batches]
         # The support set comes first. The sources together weigh as much as it does.
         shares = [1, *[len(self.sources)] * len(self.sources)]
@@ -101,15 +101,10 @@ class LogisticRegression:
         )
 
         def predict(modalities: dict[str, Padded]) -> Tensor:
-            clips = scaler.transform(mean_frames(modalities))
+            clips = scaler.transform(mean_frames(modalities).numpy())
             scores = torch.full((len(clips), len(support.classes)), float("-inf"))
             logits = solver.predict_log_proba(clips)
             scores[:, solver.classes_] = torch.from_numpy(logits).to(scores.dtype)
             return scores.masked_fill(~support.classes, float("-inf"))
 
         return predict
-
-
-def mean_frames(modalities: dict[str, Padded]) -> np.ndarray:
-    """Return the mean frame of each clip, (clips, channels), with the modalities side by side."""
-    return np.concatenate([padded.mean().numpy() for padded in modalities.values()], axis=1)

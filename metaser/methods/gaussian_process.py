@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from metaser.batch import Batch, Padded
+from metaser.batch import Batch, Padded, mean_frames
 from metaser.methods.inner_loop import Adapted, check_support
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.99)
@@ -198,11 +198,6 @@ class GaussianProcess(nn.Module):
         """Return what is regressed on, (clips, classes)."""
         classes = self.means.shape[-1]
         return functional.one_hot(targets, classes).double() - 1 / classes
-
-
-def mean_frames(modalities: dict[str, Padded]) -> Tensor:
-    """Return the mean frame of each clip (clips, channels), modalities side by side."""
-    return torch.cat([padded.mean() for padded in modalities.values()], dim=1)
 
 
 def leave_out(inverse: Tensor, dual: Tensor, groups: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The models that come along, and models that know voices."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -68,7 +70,7 @@ def test_scores_of_a_known_voice_are_mixed_and_of_an_unknown_one_are_not(fitted)
     mixed = found.scores(features, rows, who)
     np.testing.assert_allclose(np.exp(mixed).sum(axis=1), 1, atol=1e-5)
     # With all trust in the language, what is left is the language's own scores.
-    untrusted = type(found)(found.adapted, found.own, found.by_voice, 1e-12)
+    untrusted = replace(found, trust=1e-12)
     expected = log_softmax(plain, axis=1)
     np.testing.assert_allclose(untrusted.scores(features, rows, who), expected, atol=1e-4)
 
@@ -76,7 +78,7 @@ def test_scores_of_a_known_voice_are_mixed_and_of_an_unknown_one_are_not(fitted)
 def test_an_adapted_model_that_knows_voices_is_read_as_it_was_written(fitted, tmp_path):
     found, features, episode, speakers, file = fitted
     header = file.header.model_copy(update={"adaptation": _facts(file, found)})
-    written = type(file)(header, file.method, file.source, found)
+    written = replace(file, header=header, fitted=found)
     save(tmp_path / "adapted.safetensors", written)
     read = load(tmp_path / "adapted.safetensors")
     assert read.fitted.trust == found.trust

@@ -22,9 +22,8 @@ from metaser.adaptation import measure as starter
 from metaser.adaptation import predict as prediction
 from metaser.adaptation import recipe
 from metaser.adaptation.clips import Clips, labelled_folder
+from metaser.adaptation.fitted import Constants, constants_of
 from metaser.adaptation.model_file import (
-    Constants,
-    constants_of,
     load,
     other_versions,
     read_header,
@@ -226,7 +225,7 @@ def test_constants_are_mean_and_deviation_and_lean_on_the_sources():
     np.testing.assert_allclose(plain.centre, frames.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(plain.spread, frames.std(axis=0), atol=1e-6)
     prior = Constants(np.array([10.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
-    half = constants_of(features, rows, prior, weight=3)
+    half = constants_of(features, rows, prior, (3, 3))
     np.testing.assert_allclose(half.centre, (plain.centre + prior.centre) / 2, atol=1e-5)
     np.testing.assert_allclose(half.spread**2, (plain.spread**2 + prior.spread**2) / 2, rtol=1e-4)
 

@@ -6,9 +6,9 @@ import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct
 
-from metaser.batch import Batch, Padded
+from metaser.batch import Batch, Padded, mean_frames
 from metaser.methods import METHODS
-from metaser.methods.gaussian_process import GaussianProcess, leave_out, mean_frames
+from metaser.methods.gaussian_process import GaussianProcess, leave_out
 
 CHANNELS, CLASSES, NOISE, CONSTANT = 7, 3, 0.4, 0.2
 
