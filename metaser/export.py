@@ -99,13 +99,19 @@ class _Flat(nn.Module):
         return cast(Tensor, self.model.head(embeddings))
 
 
+def _body(model: nn.Module) -> Any:
+    """Return what takes the frames: the backbone, or a model that has none itself."""
+    return getattr(model, "backbone", model)
+
+
 def _channels(model: Model) -> dict[str, int]:
     """Channels of each modality that the model takes."""
-    channels = getattr(model.backbone, "channels", None)
+    body = _body(model)
+    channels = getattr(body, "channels", None)
     if not isinstance(channels, dict):
         raise ValueError(
             "a backbone must have an attribute `channels` for its input, such as {'audio': 64}, "
-            f"but that of {type(model.backbone).__name__} is {channels!r}: add it"
+            f"but that of {type(body).__name__} is {channels!r}: add it"
         )
     if model.frontend is not None:
         extracted: Any = model.frontend.extracted
@@ -173,7 +179,7 @@ def _difference(session: "InferenceSession", network: _Flat, example: tuple[Tens
     used = {one.name for one in session.get_inputs()}  # a model may not use its mask
     tensors = zip(_inputs(network.names), example)
     inputs = {name: tensor.numpy() for name, tensor in tensors if name in used}
-    backbone = type(network.model.backbone).__name__
+    backbone = type(_body(network.model)).__name__
     with torch.no_grad():
         expected = network.model(network.modalities(example)).numpy()
     try:

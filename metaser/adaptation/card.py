@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from metaser.adaptation.model_file import Header, ModelFile, measured_at
+from metaser.contracts import method_traits
 from metaser.files import write_text
+from metaser.protocol.build import method_type
 from metaser.tasks.schema import language_name
 
 SYNTHETIC = (
@@ -155,7 +157,15 @@ def _hearing(header: Header) -> list[str]:
     assert setup.frontend is not None  # a model file hears audio
     arguments = {key: value for key, value in setup.frontend.items() if key != "name"}
     detail = f" with {arguments}" if arguments else ""
-    lines = [f"- Front end: {setup.frontend['name']}{detail}; backbone: {setup.backbone['name']}."]
+    traits = method_traits(*method_type(header.method, setup))
+    body = f"; backbone: {setup.backbone['name']}" if traits.takes_model else ""
+    lines = [f"- Front end: {setup.frontend['name']}{detail}{body}."]
+    if setup.normalise == "voice":
+        lines.append(
+            "- Features of a clip are normalised by mean and deviation of its speaker, where that "
+            "is known and as far as the clips that it was adapted to show that it is safe; else by "
+            "those of the language. An ONNX file holds the model for the latter alone."
+        )
     if setup.normalise != "none":
         lines.append(
             "- Features are normalised by mean and deviation of the clips that it was adapted to, "

@@ -36,6 +36,7 @@ class Mixture(nn.Module):
     ) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
+        self.channels = models[-1].channels
         self.register_buffer("weights", torch.tensor(weights))
         self.factors = tuple(factors)
 

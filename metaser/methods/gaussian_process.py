@@ -34,6 +34,7 @@ class MeanFrameScores(nn.Module):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
+        self.channels = {"audio": channels}
         # Without random numbers: its weights are given.
         self.linear = nn.utils.skip_init(nn.Linear, channels, classes)
 

@@ -5,14 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.special import log_softmax
 from typer.testing import CliRunner
 
 from metaser.adaptation import adapt as adaptation
 from metaser.adaptation.model_file import ABOARD, aboard, find_model, load, save
 from metaser.adaptation.predict import speakers_of
+from metaser.backbones import MLP
 from metaser.cli.main import app
 from metaser.episodes import TaskSampler
+from metaser.export import to_onnx
+from metaser.methods.by_evidence import Mixture
+from metaser.methods.gaussian_process import GaussianProcess
+from metaser.model import Model
 
 NAMES = ["starter", "starter-light"]
 
@@ -118,3 +124,23 @@ def test_a_curve_is_written_as_a_table(tmp_path):
     assert list(table.columns) == ["task", "method", "shots", "uar", "low", "high"]
     assert table["uar"].tolist() == [0.5, 1.0] and table["shots"].tolist() == [1, 5]
     assert table["low"][0] < 0.5 < table["high"][0] and table["low"][1] == table["high"][1] == 1
+
+
+def test_a_model_aboard_is_exported_and_its_card_says_how_it_hears(tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx, card = tmp_path / "model.onnx", tmp_path / "card.md"
+    done = CliRunner().invoke(
+        app, ["export", "starter-light", "--onnx", str(onnx), "--card", str(card)]
+    )
+    assert done.exit_code == 0, done.output
+    assert onnx.is_file() and "scores differ by at most" in done.output
+    text = card.read_text(encoding="utf-8")
+    assert "deviation of its speaker" in text and "backbone" not in text
+
+
+def test_a_mixture_is_exported(tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    process = GaussianProcess(6, 4)
+    mixture = Mixture([Model(MLP(6, (8,)), 4), process.model], (0.25, 0.75), (0.5, 1.0)).eval()
+    assert to_onnx(mixture, tmp_path / "mixture.onnx") < 1e-4
