@@ -69,6 +69,7 @@ def _dask(address: str) -> Iterator[tuple[Any, Callable]]:
         with parallel_config(backend="dask", client=client) as config:
             backend = config["backend"]
         _heed_errors(backend)
+        _use_a_lone_worker(backend)
         try:
             # A task, unlike scattered data, is made again when its workers die.
             yield backend, lambda materials: client.submit(lambda: materials, pure=False)
@@ -103,6 +104,12 @@ def _heed_errors(backend: Any) -> None:
         return job
 
     backend.submit = heeding
+
+
+def _use_a_lone_worker(backend: Any) -> None:
+    """Tell joblib of two workers at least; with one it would do the work in this process."""
+    count = backend.effective_n_jobs
+    backend.effective_n_jobs = lambda n_jobs=1: max(2, count(n_jobs))
 
 
 @contextmanager

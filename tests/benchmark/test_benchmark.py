@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -595,6 +596,20 @@ def test_a_cluster_that_loses_a_worker_midway_loses_and_doubles_no_row(run, clus
         client.wait_for_workers(2, timeout=60)
     assert _scores(rows) == _scores(local)
     assert not (out / "checkpoints").exists()
+
+
+def test_a_lone_worker_does_the_work_and_gets_what_is_shared():
+    dask = pytest.importorskip("dask.distributed", reason='pip install "dask[distributed]"')
+    with dask.LocalCluster(1, threads_per_worker=1, **IN_THREADS) as cluster:
+        with cluster_module.workplace(cluster.scheduler_address, 1) as (place, share):
+            work = [delayed(_who_adds)(share({"a": 1, "b": 2}))]
+            (total, thread), *_ = Parallel(**place)(work)
+    assert total == 3
+    assert thread != threading.get_ident()
+
+
+def _who_adds(shared: dict[str, int]) -> tuple[int, int]:
+    return sum(shared.values()), threading.get_ident()
 
 
 def test_workers_with_several_threads_are_refused(run, tmp_path):
