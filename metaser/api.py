@@ -50,6 +50,7 @@ def train_model(
     setup: str | None = None,
     method: str | None = None,
     sources: Sequence[str] = (),
+    measured_on: Sequence[str] = (),
     data: str | Path | None = None,
     folders: str | Path | Iterable[str | Path] = (),
     cache: str | Path | None = None,
@@ -62,14 +63,14 @@ def train_model(
     ----------
     out : str or Path
         Model file to write. Training that was stopped goes on.
-    protocol, setup, method, sources
+    protocol, setup, method, sources, measured_on
         What to train: see ``metaser.adaptation.recipe.read_recipe``.
     data, folders, cache, jobs
         Data root, folders of further tasks, feature cache and number of processes.
     **options
         ``seed``, ``draws``, ``console``: see ``metaser.adaptation.train.train_model``.
     """
-    recipe = read_recipe(protocol, setup, method, sources)
+    recipe = read_recipe(protocol, setup, method, sources, measured_on)
     train_file(out, recipe, Places.at(data, folders, cache, jobs), **options)
     return load(out)
 

@@ -82,6 +82,28 @@ def accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
     return _mean(labels == guesses)
 
 
+def soft_uar(targets: ArrayLike, probabilities: ArrayLike) -> float:
+    """Return the probability that the true class got, averaged per class; in [0, 1].
+
+    It is the UAR to expect if labels are drawn from the probabilities.
+
+    Parameters
+    ----------
+    targets : array_like of int
+        (clips,) true class of each clip.
+    probabilities : array_like
+        (clips, classes) probability of each class.
+
+    Examples
+    --------
+    >>> soft_uar([0, 0, 1], [[1.0, 0.0], [0.5, 0.5], [0.4, 0.6]])
+    0.675
+    """
+    targets = np.asarray(targets)
+    true = np.asarray(probabilities)[np.arange(len(targets)), targets]
+    return float(np.mean([true[targets == label].mean() for label in np.unique(targets)]))
+
+
 def macro_f1(true: ArrayLike, predicted: ArrayLike) -> float:
     """Return the mean F1 score of the classes that occur in `true` or in `predicted`.
 

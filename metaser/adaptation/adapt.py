@@ -6,11 +6,12 @@ from itertools import chain
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from metaser import metrics
 from metaser.adaptation.clips import Clips, refuse_two_labels
-from metaser.adaptation.expect import Expected, Folds, expect
+from metaser.adaptation.expect import Clues, Expected, Folds, Told, expect
 from metaser.adaptation.fitted import Fitted, voice_batch
 from metaser.adaptation.model_file import Adaptation, ModelFile, measured_at
 from metaser.batch import Batch
@@ -86,7 +87,7 @@ def adapt(
     targets = np.array([file.header.classes.index(emotion) for emotion in clips.emotions])
     speakers = None if clips.speakers is None else np.array(clips.speakers)
     fitted = fit(file, features, rows, targets, speakers)
-    expected = foresee(file, features, rows, targets, speakers, seed)
+    expected = foresee(file, features, rows, targets, speakers, trust=fitted.trust, seed=seed)
     counts = np.bincount(targets)
     fewest = int(counts[counts > 0].min())
     facts = Adaptation(
@@ -211,16 +212,58 @@ def foresee(
     rows: np.ndarray,
     targets: np.ndarray,
     speakers: np.ndarray | None,
+    *,
+    trust: float,
     seed: int = 0,
 ) -> Expected:
-    """Return the UAR to expect on new clips of other speakers.
-
-    It comes from a cross-validation over the given clips, see ``cross_validate`` for the arguments.
-    """
+    """Return the UAR to expect on new clips of other speakers; see ``clues_of``."""
     counts = np.bincount(targets)
-    fewest, classes = int(counts[counts > 0].min()), int((counts > 0).sum())
+    fewest = int(counts[counts > 0].min())
+    clues = clues_of(file, features, rows, targets, speakers, trust=trust, seed=seed)
+    return expect(file.header.bands, fewest, clues)
+
+
+def clues_of(
+    file: ModelFile,
+    features: Features,
+    rows: np.ndarray,
+    targets: np.ndarray,
+    speakers: np.ndarray | None,
+    *,
+    trust: float,
+    seed: int = 0,
+) -> Clues:
+    """Return what labelled clips say about a model.
+
+    Parameters
+    ----------
+    file : ModelFile
+        A trained model; not changed.
+    features : Features
+        Features that are not normalised.
+    rows : ndarray of int
+        (clips,) rows of ``features``.
+    targets : ndarray of int
+        (clips,) class index of each clip.
+    speakers : ndarray or None
+        (clips,) who speaks; None where that is not known.
+    trust : float
+        How much the model adapted to all clips relies on who speaks, in [0, 1].
+    seed : int
+        Chooses the clips of a fold.
+    """
     folds, seen = cross_validate(file, features, rows, targets, speakers, seed)
-    return expect(file.header.bands, fewest, classes, folds, seen)
+    voices = trust >= 0.5
+    before = file.fitted_to(features, rows).scores(features, rows, speakers if voices else None)
+    return Clues(len(np.unique(targets)), voices, _told(targets, before), folds, seen)
+
+
+def _told(targets: np.ndarray, scores: np.ndarray) -> Told:
+    """Return how well scores (clips, classes) name clips, among the classes that the clips have."""
+    shown, targets = np.unique(targets, return_inverse=True)
+    scores = scores[:, shown]
+    uar = metrics.uar(targets, scores.argmax(axis=1))
+    return Told(uar, metrics.soft_uar(targets, softmax(scores, axis=1)))
 
 
 def cross_validate(
@@ -230,8 +273,8 @@ def cross_validate(
     targets: np.ndarray,
     speakers: np.ndarray | None,
     seed: int = 0,
-) -> tuple[Folds, float]:
-    """Return how the clips were cross-validated, and the UAR of that.
+) -> tuple[Folds, Told | None]:
+    """Return how the clips were cross-validated, and how well they were named.
 
     Each fold leaves out some speakers, or some clips where there is one speaker only; the latter
     gives too high a UAR. There is no cross-validation in two cases. One is a class with one clip.
@@ -257,32 +300,32 @@ def cross_validate(
     -------
     folds : {"none", "clips", "speakers"}
         What the folds leave out.
-    uar : float
-        In [0, 1]; NaN if ``folds`` is "none".
+    told : Told or None
+        How well the clips that were left out were named; None if ``folds`` is "none".
     """
     counts = np.bincount(targets)
     fewest = int(counts[counts > 0].min())
     people = 1 if speakers is None else len(np.unique(speakers))
     groups = speakers if people > 1 else None
     if fewest < 2 or (groups is not None and _mostly_one_emotion(targets, groups)):
-        return "none", float("nan")
+        return "none", None
     kind: Folds = "clips" if groups is None else "speakers"
     if groups is None:
         split = StratifiedKFold(min(MOST_FOLDS, fewest), shuffle=True, random_state=seed)
     else:
         split = GroupKFold(min(MOST_FOLDS, people))
     present = np.isin(np.arange(len(file.header.classes)), targets)
-    guessed = np.full(len(rows), -1)
+    scores = np.full((len(rows), len(present)), np.nan)
     for learnt, judged in split.split(rows, targets, groups):
         if len(np.unique(targets[learnt])) < 2:
             continue  # adapting needs two classes
         known = [None if speakers is None else speakers[some] for some in (learnt, judged)]
         fitted = fit(file, features, rows[learnt], targets[learnt], known[0], present)
-        guessed[judged] = fitted.scores(features, rows[judged], known[1]).argmax(axis=1)
-    was_judged = guessed >= 0
+        scores[judged] = fitted.scores(features, rows[judged], known[1])
+    was_judged = ~np.isnan(scores).any(axis=1)
     if set(targets[was_judged]) != set(targets):
-        return "none", float("nan")
-    return kind, metrics.uar(targets[was_judged], guessed[was_judged])
+        return "none", None
+    return kind, _told(targets[was_judged], scores[was_judged])
 
 
 def _mostly_one_emotion(targets: np.ndarray, speakers: np.ndarray) -> bool:

@@ -21,18 +21,10 @@ ZERO_SHOT = (
 )
 
 FOLDS = {
-    "none": "the clips cannot be cross-validated (too few, or most speakers show one emotion), so "
-    "this is what left-out languages gave",
-    "clips": "cross-validated by clips, for speakers are not known or there is one only, which "
-    "flatters; corrected by how much it did so on left-out languages",
-    "speakers": "cross-validated by leaving out speakers, and corrected by how far that lay from "
-    "the truth on left-out languages",
+    "none": "",
+    "clips": "with clips left out in turn, for the speakers are not known or there is one only",
+    "speakers": "with speakers left out in turn",
 }
-
-UNJUDGED = (
-    "the model was measured on too few draws to tell how far their cross-validation can be "
-    "trusted, so this is what left-out languages gave"
-)
 
 
 def warnings(header: Header) -> list[str]:
@@ -66,22 +58,41 @@ def expected_lines(header: Header) -> list[str]:
     assert own is not None  # the model is adapted
     left_out = measured_at(header, own.shots)
     people = "" if own.speakers is None else f" of {own.speakers} speakers"
-    unjudged = own.folds == "none" and not np.isnan(own.seen)
+    low, uar, high = (f"{100 * value:.0f}" for value in (own.low, own.uar, own.high))
     lines = [
-        f"UAR to expect on new clips of other speakers: {percent(own.uar, own.low, own.high)}, "
-        f"95 % interval; chance is {100 / len(own.classes):.0f} %",
-        f"from {own.clips} clips{people}: {UNJUDGED if unjudged else FOLDS[own.folds]}",
-        f"on left-out {_plural(header)} with {left_out.shots} clips per class it was "
-        f"{percent(left_out.uar, left_out.low, left_out.high)} ({len(left_out.tasks)} corpora)",
+        f"UAR to expect on new clips of other speakers: {low} to {high} % (95 % interval), most "
+        f"likely about {uar} %; chance is {100 / len(own.classes):.0f} %",
+        f"the {own.clips} clips{people} count for {100 * own.weight:.0f} % of this, what left-out "
+        f"{_plural(header)} gave for the rest",
     ]
+    if own.contradicted:
+        lines[1] = (
+            f"the {own.clips} clips{people} contradict themselves more than those of any left-out "
+            "language, so the range holds both of what they say"
+        )
+    if not np.isnan(own.unadapted):
+        lines.append(f"on these clips, before it adapted, it was {100 * own.unadapted:.0f} %")
     if not np.isnan(own.seen):
-        lines.insert(2, f"the cross-validation itself says {100 * own.seen:.1f} %")
+        lines.append(f"on these clips, {FOLDS[own.folds]}, it was {100 * own.seen:.0f} %")
+    lines.append(
+        f"on left-out {_plural(header)} with {left_out.shots} clips per class it was "
+        f"{percent(left_out.uar, left_out.low, left_out.high)} ({len(left_out.tasks)} corpora)"
+    )
+    if own.trust >= 0.5:
+        lines.append("it holds where it is said who speaks in the new clips; else it is lower")
     return lines
 
 
 def _plural(header: Header) -> str:
     """Return what was left out of trainings in turn, in words."""
     return {"language": "languages", "task": "corpora", "speakers": "speakers"}[header.left_out]
+
+
+def _others(header: Header) -> str:
+    """Return a sentence about tasks that the quality was measured on, but nothing learnt from."""
+    learnt = {source.name for source in header.sources}
+    others = [name for name in header.quality[0].tasks if name not in learnt]
+    return f"So were clips of {', '.join(others)}, never learnt from. " if others else ""
 
 
 def card(file: ModelFile, name: str, onnx_difference: float | None = None) -> str:
@@ -122,7 +133,7 @@ def card(file: ModelFile, name: str, onnx_difference: float | None = None) -> st
     lines += [
         f"Each of its {_plural(header)} was left out of a training in turn, and clips of few "
         "speakers were drawn from it as a user would give them; the others' clips were judged on. "
-        "UAR is the mean recall over the classes.",
+        f"{_others(header)}UAR is the mean recall over the classes.",
         "",
         *measured_lines(header),
         "",

@@ -8,16 +8,16 @@ import numpy as np
 from rich.console import Console
 
 from metaser import metrics, stats
-from metaser.adaptation.adapt import cross_validate, fit
+from metaser.adaptation.adapt import clues_of, fit
 from metaser.adaptation.calibration import ece, fit_temperature, probabilities
-from metaser.adaptation.expect import Draw, Folds, skill
+from metaser.adaptation.expect import Clues, Draw, Told
 from metaser.adaptation.model_file import Measured, ModelFile
 from metaser.adaptation.recipe import Recipe, train_file
 from metaser.benchmark.materials import Material
 from metaser.features.table import Features
 from metaser.tasks.task import Task
 
-SHOTS = (1, 2, 5, 10, 20)
+SHOTS = (1, 2, 3, 5, 8, 12, 20)
 """Clips per class at which the quality is measured, besides zero-shot."""
 
 DRAWS = 40
@@ -42,14 +42,14 @@ class Part:
         What to learn from, by the name of the task.
     raw : dict of str to Features
         Its features before normalisation, by the name of the task.
-    held : list of (Material, Features)
+    held : list of (Task, Features)
         The left-out tasks, with their features before normalisation.
     """
 
     name: str
     learnt: dict[str, Material]
     raw: dict[str, Features]
-    held: list[tuple[Material, Features]]
+    held: list[tuple[Task, Features]]
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class Scored:
     ----------
     draw : Draw
         The draw.
-    uar : float
-        UAR on the judged clips, in [0, 1].
+    named : bool
+        Whether it is known who speaks.
     scores : ndarray
         (clips, classes) logits of the judged clips.
     targets : ndarray of int
@@ -69,7 +69,7 @@ class Scored:
     """
 
     draw: Draw
-    uar: float
+    named: bool
     scores: np.ndarray
     targets: np.ndarray
 
@@ -83,6 +83,7 @@ def measure(
     console: Console,
     *,
     draws: int = DRAWS,
+    others: Sequence[tuple[Task, Features]] = (),
 ) -> tuple[str, list[Scored]]:
     """Leave sources out in turn, and score draws from what was left out.
 
@@ -102,6 +103,9 @@ def measure(
         Where progress is printed.
     draws : int
         Draws per left-out task and number of shots.
+    others : sequence of (Task, Features)
+        Tasks that no model learns from, with their features before normalisation. Each is scored
+        by a model that has not learnt its language.
 
     Returns
     -------
@@ -111,12 +115,14 @@ def measure(
         All draws, with a zero-shot entry (``shots`` 0) per left-out task.
     """
     kind, parts = split_sources(materials, raw)
+    parts = with_others(parts, materials, raw, others)
     scored: list[Scored] = []
     for part in parts:
-        console.print(f"measuring on {part.name}, left out", highlight=False)
+        names = ", ".join(task.name for task, _ in part.held)
+        console.print(f"measuring on {names}", highlight=False)
         file = train_file(recipe, part.learnt, part.raw, seed, checkpoints / part.name)
-        for material, features in part.held:
-            scored += score_draws(file, material.task, features, seed, draws)
+        for task, features in part.held:
+            scored += score_draws(file, task, features, seed, draws)
     return kind, scored
 
 
@@ -149,10 +155,37 @@ def split_sources(
                 group,
                 {name: materials[name] for name in learnt},
                 {name: raw[name] for name in learnt},
-                [(materials[name], raw[name]) for name in left_out],
+                [(tasks[name], raw[name]) for name in left_out],
             )
         )
     return kind, parts
+
+
+def with_others(
+    parts: list[Part],
+    materials: dict[str, Material],
+    raw: dict[str, Features],
+    others: Sequence[tuple[Task, Features]],
+) -> list[Part]:
+    """Add tasks that are never learnt from to parts that do not learn their languages.
+
+    Where the sources lack a language, that is a part which learns from all of them.
+    """
+    added = []
+    rest = list(others)
+    for part in parts:
+        learnt = {material.task.language for material in part.learnt.values()}
+        spoken = {task.language for task, _ in part.held} - learnt
+        fitting = [other for other in rest if other[0].language in spoken]
+        rest = [other for other in rest if other[0].language not in spoken]
+        added.append(replace(part, held=part.held + fitting))
+    languages = {material.task.language for material in materials.values()}
+    if known := sorted({task.name for task, _ in rest if task.language in languages}):
+        raise ValueError(
+            f"no model is trained without the language of {', '.join(known)}, so they cannot be "
+            "measured on: leave them out, or add sources in other languages"
+        )
+    return [*added, Part("all", materials, raw, rest)] if rest else added
 
 
 def _half_of_speakers(material: Material, raw: Features) -> Part:
@@ -161,7 +194,7 @@ def _half_of_speakers(material: Material, raw: Features) -> Part:
     learnt = np.isin(units, np.unique(units)[::2])
     one, other = (_rows_of(material, np.flatnonzero(mask)) for mask in (learnt, ~learnt))
     name = material.task.name
-    held = [(other, _some(raw, np.flatnonzero(~learnt)))]
+    held = [(other.task, _some(raw, np.flatnonzero(~learnt)))]
     return Part("speakers", {name: one}, {name: _some(raw, np.flatnonzero(learnt))}, held)
 
 
@@ -186,7 +219,8 @@ def score_draws(
     """Use a model on a task that it has not learnt from, as a user would, many times.
 
     A draw takes a few speakers, and some of their clips per class to adapt to. It is judged on all
-    clips of the other speakers. Numbers of shots that the task is too small for are left out.
+    clips of the other speakers. In every second draw it is not known who speaks. Numbers of shots
+    that the task is too small for are left out.
 
     Parameters
     ----------
@@ -212,7 +246,8 @@ def score_draws(
     units = task.table["unit"].to_numpy()
     speakers = task.table["speaker"].to_numpy(str)
     logits = file.fitted_to(features, everything).scores(features, everything, speakers)
-    scored = [_judge(task, 0, "none", np.nan, logits, targets)]
+    classes = len(np.unique(targets))
+    scored = [_judge(task, 0, Clues(classes, True, Told(np.nan, np.nan)), logits, targets)]
     for shots in SHOTS:
         for index in range(draws):
             rng = np.random.default_rng([seed, shots, index, *task.name.encode()])
@@ -220,10 +255,13 @@ def score_draws(
             if drawn is None:
                 break
             rows, rest = drawn
-            fitted = fit(file, features, rows, targets[rows], speakers[rows])
-            seen = cross_validate(file, features, rows, targets[rows], speakers[rows], index)
-            logits = fitted.scores(features, rest, speakers[rest])
-            scored.append(_judge(task, shots, *seen, logits, targets[rest]))
+            named = index % 2 == 0
+            told, asked = (speakers[rows], speakers[rest]) if named else (None, None)
+            some = file, features, rows, targets[rows], told
+            fitted = fit(*some)
+            clues = clues_of(*some, trust=fitted.trust, seed=index)
+            logits = fitted.scores(features, rest, asked)
+            scored.append(_judge(task, shots, clues, logits, targets[rest], named=named))
     return scored
 
 
@@ -274,24 +312,31 @@ def draw_clips(
 
 
 def _judge(
-    task: Task, shots: int, folds: Folds, seen: float, logits: np.ndarray, targets: np.ndarray
+    task: Task,
+    shots: int,
+    clues: Clues,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    *,
+    named: bool = True,
 ) -> Scored:
     """Compare the scores of a draw with the true classes."""
-    classes = len(np.unique(targets))
     uar = metrics.uar(targets, logits.argmax(axis=1))
-    seen_skill = skill(seen, classes) if folds != "none" else float("nan")
-    draw = Draw(task.name, shots, folds, seen_skill, skill(uar, classes))
-    return Scored(draw, uar, logits, targets)
+    return Scored(Draw(task.name, shots, clues, uar), named, logits, targets)
 
 
 def measure_quality(scored: Sequence[Scored]) -> list[Measured]:
-    """Return the mean over the left-out tasks at every number of shots; each counts the same."""
+    """Return the mean over the left-out tasks at every number of shots; each counts the same.
+
+    It is that of the draws in which it is known who speaks.
+    """
     quality = []
+    scored = [one for one in scored if one.named]
     for shots in sorted({one.draw.shots for one in scored}):
         own = [one for one in scored if one.draw.shots == shots]
         names = list(dict.fromkeys(one.draw.task for one in own))
         per_task = {name: [one for one in own if one.draw.task == name] for name in names}
-        interval = _over_tasks([[one.uar for one in some] for some in per_task.values()])
+        interval = _over_tasks([[one.draw.truth for one in some] for some in per_task.values()])
         chances = [1 / len(np.unique(some[0].targets)) for some in per_task.values()]
         before, after = zip(*(_calibration_error(per_task, name) for name in names))
         quality.append(

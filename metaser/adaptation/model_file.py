@@ -8,7 +8,7 @@ known ``voice.*``, too.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metaser.adaptation.expect import Band, Expected, Folds
+from metaser.adaptation.expect import Band, Expected, Folds, OffsetBand
 from metaser.adaptation.fitted import Constants, Fitted, constants_of
 from metaser.contracts import FrontEnd, Method, frontend_traits, model_of
 from metaser.features.table import Features
@@ -33,10 +33,10 @@ from metaser.protocol.build import make_method, stored_frontend
 from metaser.protocol.schema import Setup
 from metaser.version import version
 
-FORMAT = 2
+FORMAT = 3
 """Version of the format; raised when an older MetaSER could not read what is written."""
 
-READ = (1, 2)
+READ = (1, 2, 3)
 """Formats that are read."""
 
 LIBRARIES = ("librosa", "numpy", "soundfile", "soxr", "torch")
@@ -122,7 +122,7 @@ class Adaptation(Part):
         Number of speakers; None where it is not known.
     contents : list of str
         Digests of the audio of the clips.
-    uar, low, high, folds, seen
+    uar, low, high, folds, seen, unadapted, weight, contradicted
         What to expect, see ``Expected``.
     temperature : float
         What scores are divided by.
@@ -143,11 +143,14 @@ class Adaptation(Part):
     seen: float
     temperature: float
     trust: float = 0.0  # in the statistics of voices, where they are known
+    unadapted: float = float("nan")
+    weight: float = 1.0
+    contradicted: bool = False
 
     @property
     def expected(self) -> Expected:
         """The UAR to expect on new clips."""
-        return Expected(self.uar, self.low, self.high, self.folds, self.seen)
+        return Expected(**{field.name: getattr(self, field.name) for field in fields(Expected)})
 
 
 class Header(Part):
@@ -167,7 +170,7 @@ class Header(Part):
     sources: list[SourceTask]
     left_out: str
     quality: list[Measured]
-    bands: list[Band]
+    bands: list[Band | OffsetBand]
     adaptation: Adaptation | None = None
     outside: dict[str, str] = {}  # digests of the source of each outside class
 

@@ -45,7 +45,8 @@ class Recipe:
     Attributes
     ----------
     protocol : Protocol
-        The protocol with this setup alone, the chosen sources and no targets.
+        The protocol with this setup alone and the chosen sources; its targets are the tasks that
+        the quality is measured on besides sources left out in turn.
     setup_name : str
         Name of the setup.
     method : str
@@ -70,6 +71,8 @@ def read_recipe(
     setup: str | None = None,
     method: str | None = None,
     sources: Sequence[str] = (),
+    measured_on: Sequence[str] = (),
+    *,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> Recipe:
     """Choose what to train.
@@ -86,7 +89,9 @@ def read_recipe(
         of ``PREFERRED`` that it has.
     sources : sequence of str
         Tasks to learn from; those of the protocol if empty.
-
+    measured_on : sequence of str
+        Tasks that are not learnt from. The quality is measured on them, too, by models that have
+        not learnt their language.
     tell : callable
         Given a sentence where a setup is chosen.
 
@@ -117,9 +122,14 @@ def read_recipe(
         _check_setup(name, chosen)
         # Without the other setups, which may need packages that are not installed.
         alone = chosen.model_copy(update={"methods": {method: chosen.methods[method]}})
-        changes = {"setups": {name: alone}, "targets": []}
+        changes = {"setups": {name: alone}, "targets": list(dict.fromkeys(measured_on))}
         if sources:
             changes["sources"] = list(dict.fromkeys(sources))
+        if both := set(changes["targets"]) & set(changes.get("sources", plan.sources)):
+            raise ValueError(
+                f"tasks to measure on must not be learnt from, but {', '.join(sorted(both))} is in "
+                "both: leave it out of one"
+            )
         plan = plan.model_copy(update=changes)
         return Recipe(plan, name, method, settle(plan)[name])
 
@@ -171,17 +181,29 @@ def _check_setup(name: str, setup: Setup) -> None:
 
 def prepare(
     recipe: Recipe, places: Places, console: Console
-) -> tuple[dict[str, Material], dict[str, Features]]:
-    """Return the sources that are present, and their features before normalisation, by name."""
+) -> tuple[dict[str, Material], dict[str, Features], list[tuple[Task, Features]]]:
+    """Hear the tasks that are present.
+
+    Returns
+    -------
+    materials : dict of str to Material
+        The sources, by name.
+    raw : dict of str to Features
+        Their features before normalisation, by name.
+    others : list of (Task, Features)
+        The tasks that the quality is measured on, too.
+    """
     tasks, absent = present_tasks(recipe.protocol, places)
     for name in absent:
         console.print(f"{name} is not present and is left out", highlight=False)
     console.print(f"hearing {', '.join(tasks)}", highlight=False)
-    job = Job(recipe.setup_name, (recipe.method,), tuple(tasks), (), 0)
+    sources = [name for name in tasks if name in recipe.protocol.sources]
+    job = Job(recipe.setup_name, (recipe.method,), tuple(sources), (), 0)
     materials = gather(recipe.settled, [job], tasks, places, progress=console.is_terminal)
     frontend = recipe.settled.frontends["audio"]
     raw = {name: extract(task, frontend, places.cache) for name, task in tasks.items()}
-    return materials, raw
+    others = [(tasks[name], raw.pop(name)) for name in tasks if name not in sources]
+    return materials, raw, others
 
 
 def train_file(

@@ -27,8 +27,9 @@ def train_model(
 
     Before that, each language is left out of a training in turn. Where there is one language only,
     each task is left out; where there is one task only, half of its speakers. Clips are drawn from
-    what is left out, as a user would give them. This tells how good the model is, which temperature
-    turns its scores into probabilities, and how far cross-validation over few clips can be trusted.
+    what is left out, and from the recipe's other tasks, as a user would give them. This tells how
+    good the model is, which temperature turns its scores into probabilities, and how far what few
+    clips say can be trusted.
 
     A run that was stopped continues where it was: its checkpoints are kept next to ``out`` until it
     is done.
@@ -56,8 +57,10 @@ def train_model(
     out, console = Path(out), console or Console(stderr=True)
     checkpoints = out.with_name(f"{out.name}.checkpoints")
     with pinned(recipe.protocol.files):
-        materials, raw = prepare(recipe, places or Places(), console)
-        kind, scored = measure(recipe, materials, raw, seed, checkpoints, console, draws=draws)
+        materials, raw, others = prepare(recipe, places or Places(), console)
+        kind, scored = measure(
+            recipe, materials, raw, seed, checkpoints, console, draws=draws, others=others
+        )
         console.print(f"training on {', '.join(materials)}", highlight=False)
         file = train_file(recipe, materials, raw, seed, checkpoints / "all")
     quality = {

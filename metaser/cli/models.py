@@ -57,6 +57,13 @@ def train(
             "metaser_by_evidence is about a point better and takes minutes."
         ),
     ] = None,
+    measure_on: Annotated[
+        str,
+        typer.Option(
+            help="Tasks that are not learnt from, separated by commas: the quality is measured on "
+            "them, too, which makes the stated ranges surer."
+        ),
+    ] = "",
     draws: Annotated[
         int,
         typer.Option(min=1, help="Random draws per left-out task and clip count, used to measure."),
@@ -76,9 +83,11 @@ def train(
         from metaser.adaptation.train import train_model
         from metaser.files import Places
 
-        chosen = [name for name in sources.split(",") if name]
+        chosen, others = (
+            [name for name in some.split(",") if name] for some in (sources, measure_on)
+        )
         with resumable():
-            recipe = read_recipe(protocol, setup, method, chosen, _note)
+            recipe = read_recipe(protocol, setup, method, chosen, others, tell=_note)
             places = Places.at(data, tasks, cache, jobs)
             header = train_model(out, recipe, places, seed=seed, draws=draws)
     _print_lines(warnings(header)[:-1])
