@@ -105,6 +105,10 @@ class TaskSampler:
         Draw new class indices for each episode instead of the fixed ones.
     units : sequence of int, optional
         Draw only from clips of these units (speakers) of the task's table.
+    unequal : float, optional
+        Draw the shares of the classes, for support and query apart, from a Dirichlet distribution
+        with this concentration; the smaller, the more unequal. The commonest class then has the
+        ``shots`` and ``queries``, the others have fewer, at least one.
 
     Raises
     ------
@@ -138,6 +142,7 @@ class TaskSampler:
     speakers: str = "disjoint"
     permute: bool = False
     units: Sequence[int] | None = None
+    unequal: float | None = None
     _counts: np.ndarray = field(init=False, repr=False, compare=False)
     _rows: np.ndarray = field(init=False, repr=False, compare=False)
     _targets: np.ndarray = field(init=False, repr=False, compare=False)
@@ -152,6 +157,8 @@ class TaskSampler:
                 "an episode must have at least 1 shot and 1 query, not "
                 f"{self.shots} and {self.queries}: ask for more"
             )
+        if self.unequal is not None and not self.unequal > 0:
+            raise ValueError(f"unequal must be above 0, not {self.unequal}: take one such as 1")
         table = require_audio(self.task).table
         code = {name: index for index, name in enumerate(self.classes)}
         targets = table["emotion"].map(code)
@@ -204,7 +211,7 @@ class TaskSampler:
     def _generator(self, index: int) -> np.random.Generator:
         """Random numbers for one episode, the same at every call."""
         protocol = [self.task.name, self.task.version, *self.classes, self.shots, self.queries]
-        protocol += [self.speakers, self.permute]
+        protocol += [self.speakers, self.permute, *filter(None, [self.unequal])]
         key = zlib.crc32("|".join(map(str, protocol)).encode())
         return np.random.default_rng([self.seed, index, key])
 
@@ -223,11 +230,12 @@ class TaskSampler:
             side = self._sides(rng)
             support_side, query_side = np.flatnonzero(side), np.flatnonzero(~side)
         support_parts, query_parts = [], []
-        for target in self._present:
+        shots, queries = self._sizes(self.shots, rng), self._sizes(self.queries, rng)
+        for target, shot_count, query_count in zip(self._present, shots, queries):
             first = rng.permutation(support_side[self._targets[support_side] == target])
             second = rng.permutation(query_side[self._targets[query_side] == target])
-            support_parts.append(first[: self.shots])
-            query_parts.append(second[: self.queries])
+            support_parts.append(first[:shot_count])
+            query_parts.append(second[:query_count])
         support, query = np.concatenate(support_parts), np.concatenate(query_parts)
         names = np.array(self.classes)
         order = rng.permutation(len(names)) if self.permute else np.arange(len(names))
@@ -240,6 +248,13 @@ class TaskSampler:
             support_targets=order[self._targets[support]],
             query_targets=order[self._targets[query]],
         )
+
+    def _sizes(self, most: int, rng: np.random.Generator) -> list[int]:
+        """Return how many clips each class that is present gives."""
+        if self.unequal is None:
+            return [most] * len(self._present)
+        shares = rng.dirichlet(np.full(len(self._present), self.unequal))
+        return np.maximum(np.rint(most * shares / shares.max()), 1).astype(int).tolist()
 
     def _sides(self, rng: np.random.Generator) -> np.ndarray:
         """Split the units at random so that every class has its shots and its queries.

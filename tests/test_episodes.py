@@ -63,6 +63,29 @@ def test_an_episode_has_exactly_its_shots_and_queries_of_every_class(task, speak
             assert sides[0] == sides[1] and len(sides[0]) == 1
 
 
+def test_unequal_classes_have_at_most_their_shots_and_at_least_one_clip(make_task):
+    task = make_task(speakers=6, clips=6)
+    sampler = TaskSampler(task, CLASSES, 6, 5, unequal=1.0)
+    counts = {"support": [], "query": []}
+    for index in range(200):
+        episode = sampler.episode(index)
+        assert not _groups(task, episode.support, "unit") & _groups(task, episode.query, "unit")
+        counts["support"].append(np.bincount(episode.support_targets, minlength=4))
+        counts["query"].append(np.bincount(episode.query_targets, minlength=4))
+    for side, most in (("support", 6), ("query", 5)):
+        drawn = np.array(counts[side])
+        assert (drawn.max(axis=1) == most).all() and drawn.min() == 1
+        assert np.bincount(drawn.argmax(axis=1), minlength=4).min() > 30  # each is commonest
+    # Shares of a Dirichlet distribution with concentration 1 are normalised exponential numbers.
+    shares = np.random.default_rng(0).exponential(size=(100_000, 4))
+    expected = np.maximum(np.rint(6 * shares / shares.max(axis=1, keepdims=True)), 1).mean()
+    assert np.mean(counts["support"]) == pytest.approx(expected, rel=0.05)
+    nearly = TaskSampler(task, CLASSES, 6, 5, unequal=1e6).episode(0)
+    _check_episode(task, nearly, 6, 5)
+    with pytest.raises(ValueError, match="unequal must be above 0, not -1"):
+        TaskSampler(task, CLASSES, 6, 5, unequal=-1)
+
+
 def test_an_episode_is_the_same_whoever_asks_and_whatever_was_drawn_before(task):
     def sampler():
         return TaskSampler(task, CLASSES, 2, 3, seed=4)

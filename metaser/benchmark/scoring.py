@@ -40,7 +40,13 @@ def cell_sampler(
     if protocol.episodes is not None:
         plan = protocol.episodes
         sampler = TaskSampler(
-            task, protocol.classes, int(size), plan.queries, seed, speakers=protocol.speakers
+            task,
+            protocol.classes,
+            int(size),
+            plan.queries,
+            seed,
+            speakers=protocol.speakers,
+            unequal=plan.unequal,
         )
         return sampler, plan.count
     test = protocol.split.test if protocol.split is not None else 0.0

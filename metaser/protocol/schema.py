@@ -21,11 +21,15 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Episodes(Section):
-    """K-shot episodes: shots and queries a class, and how many episodes a cell has."""
+    """K-shot episodes: shots and queries per class, and how many episodes a cell has.
+
+    ``unequal`` makes the classes of support and query unequal, see ``episodes.TaskSampler``.
+    """
 
     shots: list[Count]
     queries: Count
     count: Count
+    unequal: Annotated[float, Field(gt=0)] | None = None
 
 
 class Split(Section):
