@@ -1,5 +1,6 @@
 """What one does with MetaSER in Python, by paths and names; ``import metaser`` offers it all."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,8 @@ def predict(
     hop: float | None = None,
     abstain: float = 0.0,
     speaker: str | None = None,
+    voice: str | Path | Sequence[str | Path] = (),
+    neutral: str | Path | Sequence[str | Path] = (),
 ) -> pd.DataFrame:
     """Recognise the emotion of clips, or of each window of long recordings.
 
@@ -160,6 +163,9 @@ def predict(
     speaker : str, optional
         Who speaks: "one" for one speaker in all files, "file" for another one in each, or a regular
         expression whose group in a file's name is the speaker.
+    voice, neutral : str, Path or sequence of them
+        Files and folders: given clips of the voice, or neutral ones; of several speakers, one
+        sub-folder for each.
 
     Returns
     -------
@@ -167,9 +173,16 @@ def predict(
         One row per clip or window: ``file``, ``start`` and ``end`` in seconds, ``emotion``,
         ``confidence``, and the probability of each class.
     """
-    paths = [files] if isinstance(files, str | Path) else files
     return predicting.predict(
-        _model(model), paths, window=window, hop=hop, abstain=abstain, speaker=speaker
+        _model(model),
+        _paths(files),
+        window=window,
+        hop=hop,
+        abstain=abstain,
+        speaker=speaker,
+        voice=_paths(voice),
+        neutral=_paths(neutral),
+        tell=warnings.warn,
     )
 
 
@@ -201,6 +214,10 @@ def evaluate(
     task = restrict(require_audio(task), file.header.classes)
     features = extract(task, file.frontend(), places.cache)
     return evaluating.evaluate(file, task.table, features, seed)
+
+
+def _paths(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else paths
 
 
 def _model(model: str | Path | ModelFile) -> ModelFile:

@@ -11,8 +11,8 @@ from sklearn.model_selection import GroupKFold, StratifiedKFold
 from metaser import metrics
 from metaser.adaptation.clips import Clips, refuse_two_labels
 from metaser.adaptation.expect import Expected, Folds, expect
-from metaser.adaptation.fitted import Fitted, voice_batch
-from metaser.adaptation.model_file import Adaptation, ModelFile, measured_at
+from metaser.adaptation.fitted import Fitted, voice_batch, where_neutral
+from metaser.adaptation.model_file import NEUTRAL, Adaptation, ModelFile, measured_at
 from metaser.batch import Batch
 from metaser.contracts import method_traits
 from metaser.features.hear import gather, hear, mixed_rates
@@ -181,6 +181,9 @@ def fit(
     if speakers is not None and method_traits(file.method).knows_speakers:
         who = np.unique(speakers, return_inverse=True)[1]
         support = replace(support, domains={"speaker": torch.from_numpy(who)})
+    if file.knows_voices and NEUTRAL in file.header.classes:
+        neutral = file.header.classes.index(NEUTRAL)
+        own = replace(own, neutral=where_neutral(own.apply(support), neutral, own.neutral))
     with enough_threads(features):
         adapted = _adapted(file, own.apply(support))
         if not file.knows_voices or speakers is None:

@@ -3,8 +3,8 @@
 It is a safetensors file: numbers after a header of text, and nothing that runs. The key ``metaser``
 of the header holds a ``Header`` as JSON. The tensors are ``method.*`` (what was learnt),
 ``source.centre`` and ``source.spread`` (means and deviations of the sources' features) and, in an
-adapted model, ``model.*``, ``own.centre`` and ``own.spread``; where voices are
-known ``voice.*``, too.
+adapted model, ``model.*``, ``own.centre`` and ``own.spread``; where voices are known ``voice.*``,
+too. ``source.neutral`` and ``own.neutral`` say where neutral clips lie, where labelled clips told.
 """
 
 import json
@@ -176,6 +176,9 @@ class Header(Part):
         """Whether the model has learnt from synthetic speech only."""
         return all(source.synthetic for source in self.sources)
 
+
+NEUTRAL = "neutral"
+"""The class whose clips can tell how a voice sounds by itself."""
 
 UNADAPTED_TRUST = 0.5
 """How much the statistics of voices count where no labelled clip tells whether they are safe."""
@@ -393,15 +396,22 @@ def _learnt(module: nn.Module) -> dict[str, Tensor]:
 
 def _constant_tensors(name: str, constants: Constants) -> dict[str, Tensor]:
     """Return constants as tensors, with their names in a file."""
+    parts = {
+        "centre": constants.centre,
+        "spread": constants.spread,
+        "neutral": constants.neutral,
+    }
     return {
-        f"{name}.centre": torch.from_numpy(constants.centre),
-        f"{name}.spread": torch.from_numpy(constants.spread),
+        f"{name}.{part}": torch.from_numpy(values)
+        for part, values in parts.items()
+        if values is not None
     }
 
 
 def _constants(name: str, tensors: dict[str, Tensor]) -> Constants:
     """Return the constants that ``_constant_tensors`` named."""
-    return Constants(tensors[f"{name}.centre"].numpy(), tensors[f"{name}.spread"].numpy())
+    own = _below(f"{name}.", tensors)
+    return Constants(**{part: values.numpy() for part, values in own.items()})
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

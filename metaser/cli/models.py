@@ -191,6 +191,18 @@ def predict(
     one_speaker_per_file: Annotated[
         bool, typer.Option("--one-speaker-per-file", help="Another person speaks in each file.")
     ] = False,
+    voice: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="PATH",
+            help="Clips of the voice, any emotion: a file, or a folder, of one speaker; with "
+            "--speaker, one sub-folder per speaker. Repeatable.",
+        ),
+    ] = None,
+    neutral: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="The same, but of clips that are known to be neutral."),
+    ] = None,
 ) -> None:
     """Recognise the emotion of clips, with probabilities, or of each window of long recordings."""
     with plain_errors():
@@ -221,6 +233,9 @@ def predict(
             abstain=abstain,
             by_these=by_these,
             speaker=given[0] if given else None,
+            voice=voice or (),
+            neutral=neutral or (),
+            tell=_note,
         )
         if csv is not None:
             _write(csv, table.to_csv(index=False, float_format="%.4f"))

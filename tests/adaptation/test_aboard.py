@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from metaser.adaptation import adapt as adaptation
 from metaser.adaptation.model_file import ABOARD, aboard, find_model, load, save
-from metaser.adaptation.predict import speakers_of
+from metaser.adaptation.voices import speakers_of
 from metaser.backbones import MLP
 from metaser.cli.main import app
 from metaser.episodes import TaskSampler
