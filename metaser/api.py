@@ -75,9 +75,22 @@ def train_model(
     return load(out)
 
 
-def load_model(path: str | Path) -> ModelFile:
-    """Read a model file; errors as in ``metaser.adaptation.model_file.load``."""
-    return load(path)
+def load_model(path: str | Path, encoder: str | Path | None = None) -> ModelFile:
+    """Read a model file, for all functions that take a model.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, or the name of a model aboard.
+    encoder : str or Path, optional
+        Folder of the pretrained encoder by which the model hears, in place of where the file says.
+
+    Raises
+    ------
+    FileNotFoundError, ModuleNotFoundError, ValueError
+        As in ``metaser.adaptation.model_file.load``.
+    """
+    return load(path, encoder)
 
 
 def save_model(model: ModelFile, path: str | Path) -> None:

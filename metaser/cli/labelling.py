@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.cli.options import Cache, Data, Encoder, Folders, Jobs, plain_errors
 from metaser.files import Places
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def curve(
             help="Model file to adapt, compared with logistic regression on the same draws."
         ),
     ] = None,
+    encoder: Encoder = None,
     figure: Annotated[Path | None, typer.Option(help="Figure to write: .png or .svg.")] = None,
     csv: Annotated[
         Path | None, typer.Option(help="Table to write: task, method, shots, uar, low, high.")
@@ -70,7 +71,11 @@ def curve(
 
         from metaser.labelling import curve as library
 
-        file = None if model is None else _load(model)
+        if encoder is not None and model is None:
+            raise ValueError(
+                f"--encoder {encoder} is of a model, but there is none: give --model, too"
+            )
+        file = None if model is None else _load(model, encoder)
         known = None if file is None else file.header.classes
         places = Places.at(data, folders, cache, jobs)
         chosen, features = _prepare(task, places, classes, known)
@@ -154,11 +159,11 @@ def _write_scores(path: Path, task: str, tables: dict[str, Scores]) -> None:
     typer.echo(f"table: {path}")
 
 
-def _load(path: Path) -> "ModelFile":
+def _load(path: Path, encoder: Path | None) -> "ModelFile":
     """Read a model file; torch is imported only here."""
     from metaser.adaptation.model_file import load
 
-    return load(path)
+    return load(path, encoder)
 
 
 def _model_guess(file: "ModelFile", task: "Task", places: Places) -> Guess:

@@ -11,6 +11,7 @@ import typer
 from metaser.cli.options import (
     Cache,
     Data,
+    Encoder,
     Folders,
     Jobs,
     check_out,
@@ -114,6 +115,7 @@ def adapt(
         ),
     ] = None,
     seed: Seed = 0,
+    encoder: Encoder = None,
     data: Data = None,
     tasks: Folders = None,
 ) -> None:
@@ -133,7 +135,7 @@ def adapt(
             from metaser.adaptation.clips import labelled_folder
             from metaser.adaptation.model_file import load, save
 
-        file = load(model)
+        file = load(model, encoder)
         source: dict[str, Any]
         if task is None:
             folder = folder or Path()
@@ -203,6 +205,7 @@ def predict(
         list[Path] | None,
         typer.Option(metavar="PATH", help="The same, but of clips that are known to be neutral."),
     ] = None,
+    encoder: Encoder = None,
 ) -> None:
     """Recognise the emotion of clips, with probabilities, or of each window of long recordings."""
     with plain_errors():
@@ -220,7 +223,7 @@ def predict(
                 "who speaks must be said in one way, not in several: give one of --speaker, "
                 "--one-speaker and --one-speaker-per-file"
             )
-        file = load(model)
+        file = load(model, encoder)
         _note_versions(file.header)
         _print_lines(warnings(file.header))
         names = [line.rstrip("\n") for line in sys.stdin] if files == ["-"] else files
@@ -249,6 +252,8 @@ def predict(
 def evaluate(
     model: Model,
     task: Annotated[str, typer.Option(help="Task whose clips are scored.")],
+    *,
+    encoder: Encoder = None,
     data: Data = None,
     tasks: Folders = None,
     jobs: Jobs = 1,
@@ -262,7 +267,7 @@ def evaluate(
         from metaser.features.extraction import extract
         from metaser.tasks.task import restrict
 
-        file = load(model)
+        file = load(model, encoder)
         _note_versions(file.header)
         scored = restrict(_present(task, data, tasks), file.header.classes)
         features = extract(scored, file.frontend(), cache, jobs=jobs)

@@ -24,6 +24,13 @@ Folders = Annotated[
     ),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Number of processes.")]
+Encoder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the pretrained encoder by which the model hears, in place of the hub.",
+    ),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(
