@@ -121,7 +121,8 @@ def adapt(
     drop : sequence of str
         Names of sub-folders to leave out.
     speaker : str, optional
-        Regular expression whose group in a file's name is the speaker.
+        Who speaks in a folder's clips: "one", "file" or a regular expression, as in ``predict``; by
+        default the folders below those of the emotions, if there are any.
     shots : int, optional
         Clips per class, drawn at random; all if not given.
     seed : int

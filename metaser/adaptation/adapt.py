@@ -66,8 +66,8 @@ def adapt(
     Raises
     ------
     ValueError
-        If the model is adapted already, a class is unknown or has too few clips, or two clips are
-        the same audio.
+        If the model is adapted already, a class is unknown or has too few clips, two clips are the
+        same audio, or who speaks is known of some clips only.
     AudioError
         If a clip cannot be read.
     """
@@ -76,6 +76,7 @@ def adapt(
             "the model must be one that `metaser train` made, not one that is adapted to "
             f"{file.header.adaptation.name!r} already: adapt the trained model instead"
         )
+    _check_speakers(clips)
     clips = _chosen(clips, file.header.classes, shots, seed)
     heard = list(hear(clips.files, file.frontend()))
     contents = [clip.content for clip in heard]
@@ -84,7 +85,7 @@ def adapt(
         tell(mixed)
     features, rows = gather(heard), np.arange(len(heard))
     targets = np.array([file.header.classes.index(emotion) for emotion in clips.emotions])
-    speakers = None if clips.speakers is None else np.array(clips.speakers)
+    speakers = np.array(clips.speakers) if any(clips.speakers or ()) else None
     fitted = fit(file, features, rows, targets, speakers)
     expected = foresee(file, features, rows, targets, speakers, seed)
     counts = np.bincount(targets)
@@ -104,6 +105,17 @@ def adapt(
     )
     header = file.header.model_copy(update={"adaptation": facts})
     return replace(file, header=header, fitted=fitted)
+
+
+def _check_speakers(clips: Clips) -> None:
+    """Refuse clips of which some have a speaker and others have not."""
+    speakers = clips.speakers or ()
+    unknown = [path for path, who in zip(clips.files, speakers) if not who]
+    if unknown and any(speakers):
+        raise ValueError(
+            f"who speaks must be known of all clips or of none, but it is not of {len(unknown)} of "
+            f"{len(speakers)}, such as {unknown[0]}: name these speakers, or leave all out"
+        )
 
 
 def _chosen(clips: Clips, classes: Sequence[str], shots: int | None, seed: int) -> Clips:

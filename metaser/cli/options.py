@@ -39,6 +39,37 @@ Cache = Annotated[
 ]
 
 
+Speaker = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Who speaks: a regular expression whose group in a file's name is the speaker.",
+    ),
+]
+OneSpeaker = Annotated[bool, typer.Option("--one-speaker", help="One person speaks in all files.")]
+OneSpeakerPerFile = Annotated[
+    bool, typer.Option("--one-speaker-per-file", help="Another person speaks in each file.")
+]
+
+
+def who_speaks(pattern: str | None, one: bool, per_file: bool) -> str | None:
+    """Return who speaks, as ``metaser.adaptation.voices.speakers_of`` takes it.
+
+    Raises
+    ------
+    ValueError
+        If it is said in more than one way.
+    """
+    ways = [pattern, "one" if one else None, "file" if per_file else None]
+    given = [way for way in ways if way is not None]
+    if len(given) > 1:
+        raise ValueError(
+            "who speaks must be said in one way, not in several: give one of --speaker, "
+            "--one-speaker and --one-speaker-per-file"
+        )
+    return given[0] if given else None
+
+
 @contextmanager
 def plain_errors(code: int = 2, hint: str = "") -> Iterator[None]:
     """Print an error that the user can mend as one line on stderr, and exit with a code.

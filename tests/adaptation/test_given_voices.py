@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from metaser.adaptation import adapt as adaptation
 from metaser.adaptation.clips import labelled_folder
 from metaser.adaptation.fitted import Constants, constants_of_voice, voice_batch, where_neutral
-from metaser.adaptation.model_file import load, save
+from metaser.adaptation.model_file import load, read_header, save
 from metaser.adaptation.predict import predict
 from metaser.batch import Batch, Padded
 from metaser.cli import app
@@ -164,3 +164,46 @@ def test_neutral_needs_a_model_that_has_heard_neutral_clips(place, adapted):
     file = replace(adapted, fitted=replace(adapted.fitted, own=own))
     with pytest.raises(ValueError, match="must know where neutral clips lie"):
         predict(file, [place / "new"], neutral=[place / "given" / "neutral" / "cat"])
+
+
+@pytest.mark.parametrize(
+    "options, people",
+    [
+        (["--one-speaker"], 1),
+        (["--one-speaker-per-file"], 24),
+        (["--speaker", "^([0-9])$"], 3),
+        ([], 2),
+    ],
+)
+def test_adapting_is_told_who_speaks_as_predicting_is(place, tmp_path, options, people):
+    out = tmp_path / "out.safetensors"
+    arguments = ["adapt", "starter-light", str(place / "labelled"), "--out", str(out), *options]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    own = read_header(out).adaptation
+    assert own.speakers == people and 0 <= own.trust <= 1
+    assert (own.trust > 0.5) == (people != 24)  # each voice with one emotion is no voice to trust
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["labelled", "--one-speaker", "--speaker", "(.)"], "must be said in one way"),
+        (["--task", "it_emovo", "--one-speaker"], "a task says them itself"),
+        (["--task", "it_emovo", "--drop", "sad"], "a task says them itself"),
+    ],
+)
+def test_what_cannot_be_said_together_is_refused(place, monkeypatch, options, words):
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(app, ["adapt", "starter-light", "--out", "no.safetensors", *options])
+    assert done.exit_code == 2 and words in done.output.replace("\n", " ")
+
+
+def test_who_speaks_is_known_of_all_clips_or_of_none(place):
+    file = load("starter-light")
+    clips = labelled_folder(place / "labelled", file.header.classes)
+    some = replace(clips, speakers=("", *clips.speakers[1:]))
+    with pytest.raises(ValueError, match="not of 1 of 24, such as .*0.wav"):
+        adaptation.adapt(file, some)
+    nobody = adaptation.adapt(file, replace(clips, speakers=("",) * 24)).header.adaptation
+    assert nobody.speakers is None and nobody.trust == 0
