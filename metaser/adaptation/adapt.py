@@ -9,7 +9,7 @@ import torch
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from metaser import metrics
-from metaser.adaptation.clips import Clips, refuse_two_labels
+from metaser.adaptation.clips import Clips, contradiction, refuse_two_labels
 from metaser.adaptation.expect import Expected, Folds, expect
 from metaser.adaptation.fitted import Fitted, voice_batch, where_neutral
 from metaser.adaptation.model_file import NEUTRAL, Adaptation, ModelFile, measured_at
@@ -81,8 +81,9 @@ def adapt(
     heard = list(hear(clips.files, file.frontend()))
     contents = [clip.content for clip in heard]
     refuse_two_labels(clips, contents)
-    if mixed := mixed_rates(heard):
-        tell(mixed)
+    for doubt in (mixed_rates(heard), contradiction(clips)):
+        if doubt:
+            tell(doubt)
     features, rows = gather(heard), np.arange(len(heard))
     targets = np.array([file.header.classes.index(emotion) for emotion in clips.emotions])
     speakers = np.array(clips.speakers) if any(clips.speakers or ()) else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from metaser import audio
 from metaser.adaptation.voices import speakers_of
 from metaser.naming import nearest
+from metaser.tasks import clip_checks
 
 
 @dataclass(frozen=True)
@@ -196,3 +197,26 @@ def refuse_two_labels(clips: Clips, contents: Sequence[str]) -> None:
                 f"{clips.emotions[before]} and {clips.emotions[row]}: keep the right one"
             )
         raise ValueError(f"all clips must differ, but {pair} are the same audio: keep one of them")
+
+
+def contradiction(clips: Clips) -> str:
+    """Return a warning about clips that hold the same recording with two labels, or "".
+
+    They need not be the same files: one may be louder, cut elsewhere or encoded in another way.
+    """
+    heard = [clip_checks.listen(path) for path in clips.files]
+    rows = [row for row, clip in enumerate(heard) if not clip.error]
+    pairs = []
+    for first, second, alike in clip_checks.near_duplicates([heard[row] for row in rows]):
+        one, other = rows[first], rows[second]
+        if clips.emotions[one] != clips.emotions[other]:
+            pairs.append(
+                f"{clips.files[one]} ({clips.emotions[one]}) = {clips.files[other]} "
+                f"({clips.emotions[other]}), {alike:.2f}"
+            )
+    if not pairs:
+        return ""
+    return (
+        f"{len(pairs)} pairs of clips hold the same recording (correlation of the samples) with "
+        f"two labels: {clip_checks.some(pairs)}; keep the right one of each"
+    )

@@ -156,6 +156,7 @@ def _tables(
             fitted = replace(fitted, own=replace(own, neutral=fitted.own.neutral))
         if speaker is not None:
             speakers = speakers_of([h.file for h in everything], speaker)
+            _tell_unknown(everything, speakers, tell)
             voices = known_voices(file, fitted, given, speakers, tell) if given else None
             found = fitted.scores(features, rows, speakers, voices)
             yield _table(file, everything, found, abstain)
@@ -165,6 +166,18 @@ def _tables(
     for some in _portions(heard):
         found = fitted.scores(gather(some), np.arange(len(some)))
         yield _table(file, some, found, abstain)
+
+
+def _tell_unknown(
+    heard: Sequence[Heard], speakers: np.ndarray, tell: Callable[[str], None]
+) -> None:
+    """Tell which files the pattern of speakers does not fit."""
+    unknown = list(dict.fromkeys(h.file.name for h, who in zip(heard, speakers) if not who))
+    if unknown:
+        tell(
+            f"who speaks is not known of {len(unknown)} files, whose names --speaker does not fit, "
+            f"such as {unknown[0]}: they are normalised by the language"
+        )
 
 
 def audio_files(paths: Sequence[str | Path]) -> list[Path]:

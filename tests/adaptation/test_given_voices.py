@@ -1,5 +1,6 @@
 """Clips of a voice that are given beside those to predict, neutral ones or any."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -164,6 +165,42 @@ def test_neutral_needs_a_model_that_has_heard_neutral_clips(place, adapted):
     file = replace(adapted, fitted=replace(adapted.fitted, own=own))
     with pytest.raises(ValueError, match="must know where neutral clips lie"):
         predict(file, [place / "new"], neutral=[place / "given" / "neutral" / "cat"])
+
+
+def test_clips_that_hold_one_recording_with_two_labels_are_told(place, tmp_path):
+    labelled = tmp_path / "labelled"
+    shutil.copytree(place / "labelled", labelled)
+    sound, rate = soundfile.read(labelled / "angry" / "ann" / "0.wav")
+    copy = labelled / "sad" / "ann" / "copy.flac"
+    soundfile.write(copy, 0.5 * sound, rate)
+    file, told = load("starter-light"), []
+    adaptation.adapt(file, labelled_folder(labelled, file.header.classes), tell=told.append)
+    (doubt,) = [one for one in told if "same recording" in one]
+    assert doubt.startswith("1 pairs") and "0.wav (angry) = " in doubt
+    assert "copy.flac (sad)" in doubt
+    copy.rename(labelled / "angry" / "ann" / "copy.flac")
+    told.clear()
+    adaptation.adapt(file, labelled_folder(labelled, file.header.classes), tell=told.append)
+    assert told == []
+
+
+def test_a_language_without_neutral_clips_knows_voices_by_any(place, tmp_path):
+    file = load("starter-light")
+    clips = labelled_folder(place / "labelled", file.header.classes, drop=["neutral"])
+    adapted, given = adaptation.adapt(file, clips), [place / "given" / "sad" / "cat"]
+    with pytest.raises(ValueError, match="give the same clips by --voice"):
+        predict(adapted, [place / "new" / "cat_sad.wav"], neutral=given)
+    assert "neutral" not in predict(adapted, [place / "new" / "cat_sad.wav"], voice=given)
+
+
+def test_a_speaker_with_one_clip_and_one_who_is_not_known(place, adapted):
+    told = []
+    files = [place / "new" / "cat_sad.wav", place / "given" / "sad" / "dan" / "0.wav"]
+    table = predict(adapted, files, speaker="^([a-z]+)_", tell=told.append)
+    assert len(told) == 1 and "not known of 1 files" in told[0] and "such as 0.wav" in told[0]
+    plain = predict(adapted, files)
+    assert table["confidence"][1] == pytest.approx(plain["confidence"][1], abs=1e-6)
+    assert np.isfinite(table["confidence"]).all()
 
 
 @pytest.mark.parametrize(
