@@ -66,8 +66,7 @@ def adapt(
     Raises
     ------
     ValueError
-        If the model is adapted already, a class is unknown or has too few clips, two clips are the
-        same audio, or who speaks is known of some clips only.
+        If the model is adapted already, or the clips cannot be learnt from: see the messages.
     AudioError
         If a clip cannot be read.
     """

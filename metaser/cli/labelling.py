@@ -25,6 +25,11 @@ Guess = Callable[["Episode"], "np.ndarray"]
 Scores = dict[int, list[float]]
 """From clips per class to the UAR of each episode."""
 
+KNOWS_VOICES = (
+    "The model knows voices: beside the drawn clips it has looked at all query clips of each "
+    "speaker, without their labels."
+)
+
 Queries = Annotated[
     int | None,
     typer.Option(
@@ -71,11 +76,7 @@ def curve(
 
         from metaser.labelling import curve as library
 
-        if encoder is not None and model is None:
-            raise ValueError(
-                f"--encoder {encoder} is of a model, but there is none: give --model, too"
-            )
-        file = None if model is None else _load(model, encoder)
+        file = _load(model, encoder)
         known = None if file is None else file.header.classes
         places = Places.at(data, folders, cache, jobs)
         chosen, features = _prepare(task, places, classes, known)
@@ -101,10 +102,7 @@ def curve(
             tables[model.stem] = scores
             _print_curve(chosen, scores, queries, any_speaker, model=model.stem, plain=plain)
             if file.knows_voices:
-                typer.echo(
-                    "The model knows voices: beside the drawn clips it has looked at all query "
-                    "clips of each speaker, without their labels."
-                )
+                typer.echo(KNOWS_VOICES)
         if csv is not None:
             _write_scores(csv, chosen.name, tables)
         fitted, resampled = _fit(scores, want, seed)
@@ -159,8 +157,14 @@ def _write_scores(path: Path, task: str, tables: dict[str, Scores]) -> None:
     typer.echo(f"table: {path}")
 
 
-def _load(path: Path, encoder: Path | None) -> "ModelFile":
-    """Read a model file; torch is imported only here."""
+def _load(path: Path | None, encoder: Path | None) -> "ModelFile | None":
+    """Read a model file, if there is one; torch is imported only here."""
+    if path is None:
+        if encoder is not None:
+            raise ValueError(
+                f"--encoder {encoder} is of a model, but there is none: give --model, too"
+            )
+        return None
     from metaser.adaptation.model_file import load
 
     return load(path, encoder)
