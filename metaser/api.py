@@ -1,5 +1,6 @@
 """What one does with MetaSER in Python, by paths and names; ``import metaser`` offers it all."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,9 +76,22 @@ def train_model(
     return load(out)
 
 
-def load_model(path: str | Path) -> ModelFile:
-    """Read a model file; errors as in ``metaser.adaptation.model_file.load``."""
-    return load(path)
+def load_model(path: str | Path, encoder: str | Path | None = None) -> ModelFile:
+    """Read a model file, for all functions that take a model.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, or the name of a model aboard.
+    encoder : str or Path, optional
+        Folder of the pretrained encoder by which the model hears, in place of where the file says.
+
+    Raises
+    ------
+    FileNotFoundError, ModuleNotFoundError, ValueError
+        As in ``metaser.adaptation.model_file.load``.
+    """
+    return load(path, encoder)
 
 
 def save_model(model: ModelFile, path: str | Path) -> None:
@@ -108,7 +122,8 @@ def adapt(
     drop : sequence of str
         Names of sub-folders to leave out.
     speaker : str, optional
-        Regular expression whose group in a file's name is the speaker.
+        Who speaks in a folder's clips: "one", "file" or a regular expression, as in ``predict``; by
+        default the folders below those of the emotions, if there are any.
     shots : int, optional
         Clips per class, drawn at random; all if not given.
     seed : int
@@ -145,6 +160,8 @@ def predict(
     hop: float | None = None,
     abstain: float = 0.0,
     speaker: str | None = None,
+    voice: str | Path | Sequence[str | Path] = (),
+    neutral: str | Path | Sequence[str | Path] = (),
 ) -> pd.DataFrame:
     """Recognise the emotion of clips, or of each window of long recordings.
 
@@ -161,6 +178,9 @@ def predict(
     speaker : str, optional
         Who speaks: "one" for one speaker in all files, "file" for another one in each, or a regular
         expression whose group in a file's name is the speaker.
+    voice, neutral : str, Path or sequence of them
+        Files and folders: given clips of the voice, or neutral ones; of several speakers, one
+        sub-folder for each.
 
     Returns
     -------
@@ -168,9 +188,16 @@ def predict(
         One row per clip or window: ``file``, ``start`` and ``end`` in seconds, ``emotion``,
         ``confidence``, and the probability of each class.
     """
-    paths = [files] if isinstance(files, str | Path) else files
     return predicting.predict(
-        _model(model), paths, window=window, hop=hop, abstain=abstain, speaker=speaker
+        _model(model),
+        _paths(files),
+        window=window,
+        hop=hop,
+        abstain=abstain,
+        speaker=speaker,
+        voice=_paths(voice),
+        neutral=_paths(neutral),
+        tell=warnings.warn,
     )
 
 
@@ -202,6 +229,10 @@ def evaluate(
     task = restrict(require_audio(task), file.header.classes)
     features = extract(task, file.frontend(), places.cache)
     return evaluating.evaluate(file, task.table, features, seed)
+
+
+def _paths(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else paths
 
 
 def _model(model: str | Path | ModelFile) -> ModelFile:

@@ -44,3 +44,30 @@ def small_model(backbone=None) -> Model:
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return Model(backbone or MLP(3, (5,)), 4).double()
+
+
+def tiny_whisper(folder: Path, seed: int = 0) -> Path:
+    """Write a random Whisper of two layers that hears four seconds to a folder, and return it."""
+    import transformers
+
+    config = transformers.WhisperConfig(
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=8,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        max_source_positions=200,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = transformers.WhisperModel(config)
+    network.half().float().save_pretrained(folder)  # numbers that half precision holds, too
+    transformers.WhisperFeatureExtractor(chunk_length=4).save_pretrained(folder)
+    return folder

@@ -10,10 +10,10 @@ from scipy.special import softmax
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from metaser import metrics
-from metaser.adaptation.clips import Clips, refuse_two_labels
+from metaser.adaptation.clips import Clips, contradiction, refuse_two_labels
 from metaser.adaptation.expect import Clues, Expected, Folds, Told, expect
-from metaser.adaptation.fitted import Fitted, voice_batch
-from metaser.adaptation.model_file import Adaptation, ModelFile, measured_at
+from metaser.adaptation.fitted import Fitted, voice_batch, where_neutral
+from metaser.adaptation.model_file import NEUTRAL, Adaptation, ModelFile, measured_at
 from metaser.batch import Batch
 from metaser.contracts import method_traits
 from metaser.features.hear import gather, hear, mixed_rates
@@ -67,8 +67,7 @@ def adapt(
     Raises
     ------
     ValueError
-        If the model is adapted already, a class is unknown or has too few clips, or two clips are
-        the same audio.
+        If the model is adapted already, or the clips cannot be learnt from: see the messages.
     AudioError
         If a clip cannot be read.
     """
@@ -77,15 +76,17 @@ def adapt(
             "the model must be one that `metaser train` made, not one that is adapted to "
             f"{file.header.adaptation.name!r} already: adapt the trained model instead"
         )
+    _check_speakers(clips)
     clips = _chosen(clips, file.header.classes, shots, seed)
     heard = list(hear(clips.files, file.frontend()))
     contents = [clip.content for clip in heard]
     refuse_two_labels(clips, contents)
-    if mixed := mixed_rates(heard):
-        tell(mixed)
+    for doubt in (mixed_rates(heard), contradiction(clips)):
+        if doubt:
+            tell(doubt)
     features, rows = gather(heard), np.arange(len(heard))
     targets = np.array([file.header.classes.index(emotion) for emotion in clips.emotions])
-    speakers = None if clips.speakers is None else np.array(clips.speakers)
+    speakers = np.array(clips.speakers) if any(clips.speakers or ()) else None
     fitted = fit(file, features, rows, targets, speakers)
     expected = foresee(file, features, rows, targets, speakers, trust=fitted.trust, seed=seed)
     counts = np.bincount(targets)
@@ -105,6 +106,17 @@ def adapt(
     )
     header = file.header.model_copy(update={"adaptation": facts})
     return replace(file, header=header, fitted=fitted)
+
+
+def _check_speakers(clips: Clips) -> None:
+    """Refuse clips of which some have a speaker and others have not."""
+    speakers = clips.speakers or ()
+    unknown = [path for path, who in zip(clips.files, speakers) if not who]
+    if unknown and any(speakers):
+        raise ValueError(
+            f"who speaks must be known of all clips or of none, but it is not of {len(unknown)} of "
+            f"{len(speakers)}, such as {unknown[0]}: name these speakers, or leave all out"
+        )
 
 
 def _chosen(clips: Clips, classes: Sequence[str], shots: int | None, seed: int) -> Clips:
@@ -182,6 +194,9 @@ def fit(
     if speakers is not None and method_traits(file.method).knows_speakers:
         who = np.unique(speakers, return_inverse=True)[1]
         support = replace(support, domains={"speaker": torch.from_numpy(who)})
+    if file.knows_voices and NEUTRAL in file.header.classes:
+        neutral = file.header.classes.index(NEUTRAL)
+        own = replace(own, neutral=where_neutral(own.apply(support), neutral, own.neutral))
     with enough_threads(features):
         adapted = _adapted(file, own.apply(support))
         if not file.knows_voices or speakers is None:
@@ -306,11 +321,11 @@ def cross_validate(
     counts = np.bincount(targets)
     fewest = int(counts[counts > 0].min())
     people = 1 if speakers is None else len(np.unique(speakers))
-    groups = speakers if people > 1 else None
+    groups = speakers if 1 < people < len(rows) else None
     if fewest < 2 or (groups is not None and _mostly_one_emotion(targets, groups)):
         return "none", None
-    kind: Folds = "clips" if groups is None else "speakers"
-    if groups is None:
+    kind: Folds = "speakers" if people > 1 else "clips"
+    if groups is None:  # or each clip is of somebody else, and leaving it out leaves them out
         split = StratifiedKFold(min(MOST_FOLDS, fewest), shuffle=True, random_state=seed)
     else:
         split = GroupKFold(min(MOST_FOLDS, people))

@@ -1,13 +1,14 @@
 """A user's own clips, which are labelled by the folders that they lie in."""
 
-import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from metaser import audio
+from metaser.adaptation.voices import speakers_of
 from metaser.naming import nearest
+from metaser.tasks import clip_checks
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def labelled_folder(
     drop : collection of str
         Names of sub-folders to leave out.
     speaker : str, optional
-        Regular expression for the names of files, without extension; its first group is the
-        speaker.
+        Who speaks: "one" for one speaker in all files, "file" for another one in each, or a regular
+        expression for the names of files, without extension, whose first group is the speaker.
 
     Returns
     -------
@@ -66,7 +67,8 @@ def labelled_folder(
         If there is no such folder.
     ValueError
         If there are no clips, the class of a sub-folder is not known (the nearest one is named), a
-        sub-folder holds a file that is not audio, or ``speaker`` does not match the name of a file.
+        sub-folder holds a file that is not audio, ``speaker`` does not match the name of a file, or
+        some files lie in folders of speakers and others do not.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -145,28 +147,27 @@ def _refuse_others(folder: Path, found: Sequence[Path]) -> None:
         )
 
 
-def _speakers(folder: Path, files: Sequence[Path], pattern: str | None) -> tuple[str, ...] | None:
-    """Return who speaks each clip, by the file's name or by the folders inside the emotion's."""
-    if pattern is not None:
-        try:
-            compiled = re.compile(pattern)
-        except re.error as error:
+def _speakers(folder: Path, files: Sequence[Path], speaker: str | None) -> tuple[str, ...] | None:
+    """Return who speaks each clip; not told, by the folders inside the emotion's, if there are."""
+    if speaker is not None:
+        found = speakers_of(files, speaker)
+        if unknown := [path.name for path, who in zip(files, found) if not who]:
             raise ValueError(
-                f"the pattern of speakers must be a regular expression, not {pattern!r} ({error}): "
-                "write one such as '^([^_]+)_'"
-            ) from error
-        speakers = []
-        for path in files:
-            match = compiled.search(path.stem)
-            if match is None or not match.groups():
-                raise ValueError(
-                    "the pattern of speakers must have a group that matches every file's name, but "
-                    f"{pattern!r} gives no speaker for {path.name}: write one such as '^([^_]+)_'"
-                )
-            speakers.append(match[1])
-        return tuple(speakers)
-    below = [path.relative_to(folder).parts[1:-1] for path in files]
-    return tuple(map("/".join, below)) if all(below) else None
+                "the pattern of speakers must have a group that matches every file's name, but "
+                f"{speaker!r} gives no speaker for {unknown[0]}: write one such as '^([^_]+)_'"
+            )
+        return tuple(found.tolist())
+    below = ["/".join(path.relative_to(folder).parts[1:-1]) for path in files]
+    loose = [path for path, who in zip(files, below) if not who]
+    if len(loose) == len(files):
+        return None
+    if loose:
+        raise ValueError(
+            f"who speaks must be known of all clips or of none, but {len(loose)} of {len(files)} "
+            f"lie in no folder of a speaker, such as {loose[0]}: move them into such folders, or "
+            "say who speaks by --speaker, --one-speaker or --one-speaker-per-file"
+        )
+    return tuple(below)
 
 
 def refuse_two_labels(clips: Clips, contents: Sequence[str]) -> None:
@@ -196,3 +197,26 @@ def refuse_two_labels(clips: Clips, contents: Sequence[str]) -> None:
                 f"{clips.emotions[before]} and {clips.emotions[row]}: keep the right one"
             )
         raise ValueError(f"all clips must differ, but {pair} are the same audio: keep one of them")
+
+
+def contradiction(clips: Clips) -> str:
+    """Return a warning about clips that hold the same recording with two labels, or "".
+
+    They need not be the same files: one may be louder, cut elsewhere or encoded in another way.
+    """
+    heard = [clip_checks.listen(path) for path in clips.files]
+    rows = [row for row, clip in enumerate(heard) if not clip.error]
+    pairs = []
+    for first, second, alike in clip_checks.near_duplicates([heard[row] for row in rows]):
+        one, other = rows[first], rows[second]
+        if clips.emotions[one] != clips.emotions[other]:
+            pairs.append(
+                f"{clips.files[one]} ({clips.emotions[one]}) = {clips.files[other]} "
+                f"({clips.emotions[other]}), {alike:.2f}"
+            )
+    if not pairs:
+        return ""
+    return (
+        f"{len(pairs)} pairs of clips hold the same recording (correlation of the samples) with "
+        f"two labels: {clip_checks.some(pairs)}; keep the right one of each"
+    )

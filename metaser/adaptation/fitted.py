@@ -1,5 +1,6 @@
 """A model adapted to a language, and what its features are normalised by."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,10 +21,14 @@ class Constants:
     ----------
     centre, spread : ndarray
         (channels,) float32; mean and standard deviation of each channel.
+    neutral : ndarray or None
+        (channels,) float32; where neutral clips lie in normalised features. None where no labelled
+        clip has told.
     """
 
     centre: np.ndarray
     spread: np.ndarray
+    neutral: np.ndarray | None = None
 
     def apply(self, batch: Batch) -> Batch:
         """Return a batch whose audio is normalised; padding stays 0."""
@@ -48,7 +53,8 @@ def constants_of(
     rows : ndarray of int
         Rows of the clips.
     prior : Constants, optional
-        Averaged with those of the clips, to help where the clips are few.
+        Averaged with those of the clips, to help where the clips are few. Where neutral clips lie
+        is taken from it.
     weights : tuple of float
         Number of clips that the means and the deviations of ``prior`` count as.
     """
@@ -60,7 +66,57 @@ def constants_of(
         centre = lean(centre, prior.centre, len(rows), weights[0])
         variance = lean(variance, prior.spread.astype(np.float64) ** 2, len(rows), weights[1])
     spread = np.maximum(np.sqrt(variance), 1e-6)
-    return Constants(centre.astype(np.float32), spread.astype(np.float32))
+    neutral = None if prior is None else prior.neutral
+    return Constants(centre.astype(np.float32), spread.astype(np.float32), neutral)
+
+
+def where_neutral(support: Batch, neutral: int, prior: np.ndarray | None) -> np.ndarray | None:
+    """Return where neutral clips lie in normalised features (channels,), relative to all clips.
+
+    Parameters
+    ----------
+    support : Batch
+        Labelled clips, normalised.
+    neutral : int
+        Index of the class.
+    prior : ndarray, optional
+        Where those of the sources lie, 0 if not given; it counts as ``CENTRE_PRIOR`` clips.
+
+    Returns
+    -------
+    ndarray or None
+        ``prior`` where no clip is neutral.
+    """
+    clips = support.modalities["audio"].mean().double().numpy()
+    mine = clips[support.targets.numpy() == neutral]
+    if not len(mine):
+        return prior
+    common = np.zeros(clips.shape[1]) if prior is None else prior
+    found = mine.mean(axis=0) - clips.mean(axis=0)
+    return lean(found, common, len(mine), CENTRE_PRIOR).astype(np.float32)
+
+
+def constants_of_voice(
+    features: Features, rows: np.ndarray, own: Constants, *, neutral: bool = False
+) -> Constants:
+    """Return what a voice is normalised by, from some clips of it; it leans on the language's.
+
+    Parameters
+    ----------
+    features, rows
+        The clips, not normalised.
+    own : Constants
+        Of the language.
+    neutral : bool
+        The clips are neutral ones: their mean is moved by where those lie, and the spread stays
+        that of the language.
+    """
+    if not neutral:
+        return constants_of(features, rows, own, (CENTRE_PRIOR, SPREAD_PRIOR))
+    assert own.neutral is not None  # who calls has seen to it
+    mean = constants_of(features, rows).centre - own.spread * own.neutral
+    centre = lean(mean, own.centre, len(rows), CENTRE_PRIOR)
+    return replace(own, centre=centre.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -85,7 +141,11 @@ class Fitted:
     trust: float = 0.0
 
     def scores(
-        self, features: Features, rows: np.ndarray, speakers: np.ndarray | None = None
+        self,
+        features: Features,
+        rows: np.ndarray,
+        speakers: np.ndarray | None = None,
+        voices: Mapping[str, Constants] | None = None,
     ) -> np.ndarray:
         """Return scores (clips, classes) of clips whose features are known.
 
@@ -98,6 +158,8 @@ class Fitted:
         speakers : ndarray, optional
             (clips,) who speaks in each, "" where that is not known. The mean of a voice is that of
             its clips among these, and leans on the language's.
+        voices : mapping of str to Constants, optional
+            What each speaker is normalised by, in place of that; one who is not in it is not known.
         """
         nothing = np.zeros(len(rows), int)
         batch = features.batch(rows, nothing, self.adapted.classes.numpy())
@@ -105,10 +167,12 @@ class Fitted:
             plain = self.adapted(self.own.apply(batch).modalities).numpy()
             if self.by_voice is None or speakers is None or not self.trust:
                 return plain
+            if voices is not None:
+                speakers = np.where(np.isin(speakers, list(voices)), speakers, "")
             known = np.flatnonzero(speakers != "")
             if not len(known):
                 return plain
-            moved = voice_batch(batch, features, rows, speakers, self.own)
+            moved = voice_batch(batch, features, rows, speakers, self.own, voices)
             voiced = self.by_voice(moved.modalities).numpy()
         mixed = plain.astype(np.float64)
         with np.errstate(divide="ignore"):
@@ -119,18 +183,27 @@ class Fitted:
 
 
 def voice_batch(
-    batch: Batch, features: Features, rows: np.ndarray, speakers: np.ndarray, own: Constants
+    batch: Batch,
+    features: Features,
+    rows: np.ndarray,
+    speakers: np.ndarray,
+    own: Constants,
+    voices: Mapping[str, Constants] | None = None,
 ) -> Batch:
     """Normalise the audio of a batch by the voices of its clips, which lean on the language.
 
-    Clips whose speaker is "" are normalised by the language alone.
+    Clips whose speaker is "" are normalised by the language alone. Others are by what ``voices``
+    has for their speaker, or if that is not given by the clips of the speaker in the batch.
     """
     parts = []
     for who in dict.fromkeys(speakers.tolist()):
         clips = np.flatnonzero(speakers == who)
-        constants = own
-        if who != "":
-            constants = constants_of(features, rows[clips], own, (CENTRE_PRIOR, SPREAD_PRIOR))
+        if who == "":
+            constants = own
+        elif voices is None:
+            constants = constants_of_voice(features, rows[clips], own)
+        else:
+            constants = voices[who]
         chosen = torch.from_numpy(clips)
         parts.append((chosen, constants.apply(batch[chosen]).modalities["audio"]))
     audio = batch.modalities["audio"]

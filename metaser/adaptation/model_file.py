@@ -3,8 +3,8 @@
 It is a safetensors file: numbers after a header of text, and nothing that runs. The key ``metaser``
 of the header holds a ``Header`` as JSON. The tensors are ``method.*`` (what was learnt),
 ``source.centre`` and ``source.spread`` (means and deviations of the sources' features) and, in an
-adapted model, ``model.*``, ``own.centre`` and ``own.spread``; where voices are
-known ``voice.*``, too.
+adapted model, ``model.*``, ``own.centre`` and ``own.spread``; where voices are known ``voice.*``,
+too. ``source.neutral`` and ``own.neutral`` say where neutral clips lie, where labelled clips told.
 """
 
 import json
@@ -29,7 +29,7 @@ from metaser.files import whole
 from metaser.methods.inner_loop import Adapted
 from metaser.naming import nearest
 from metaser.outside import digest_here
-from metaser.protocol.build import make_method, stored_frontend
+from metaser.protocol.build import make_method, stored_frontend, with_encoder
 from metaser.protocol.schema import Setup
 from metaser.version import version
 
@@ -180,6 +180,9 @@ class Header(Part):
         return all(source.synthetic for source in self.sources)
 
 
+NEUTRAL = "neutral"
+"""The class whose clips can tell how a voice sounds by itself."""
+
 UNADAPTED_TRUST = 0.5
 """How much the statistics of voices count where no labelled clip tells whether they are safe."""
 
@@ -198,12 +201,16 @@ class ModelFile:
         Of the sources' features.
     fitted : Fitted or None
         What adapting to a language gave.
+    encoder : str or Path, optional
+        Folder of the pretrained encoder on this machine, if not where the header says. It is not
+        written.
     """
 
     header: Header
     method: Method
     source: Constants
     fitted: Fitted | None = None
+    encoder: str | Path | None = None
 
     @property
     def adapted(self) -> Adapted | None:
@@ -263,8 +270,13 @@ class ModelFile:
         ------
         ModuleNotFoundError
             If it needs an extra that is not installed; the message names the command.
+        FileNotFoundError
+            If its pretrained encoder is not there.
+        ValueError
+            If the encoder is another one than the model was made with.
         """
-        return stored_frontend(self.header.setup)
+        setup = self.header.setup
+        return stored_frontend(setup if self.encoder is None else with_encoder(setup, self.encoder))
 
 
 def measured_at(header: Header, shots: int) -> Measured:
@@ -324,27 +336,36 @@ def read_header(path: str | Path) -> Header:
     return _header(path, _open(path)[1])
 
 
-def load(path: str | Path) -> ModelFile:
+def load(path: str | Path, encoder: str | Path | None = None) -> ModelFile:
     """Read a model file; its scores are bit-equal to those of the model that was written.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, or the name of a model aboard.
+    encoder : str or Path, optional
+        Folder of the pretrained encoder by which the model hears, in place of where the file says.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If there is no such file, or no such folder.
     ModuleNotFoundError
         If the front end needs an extra that is not installed; the message names the command.
     ValueError
-        If the file is cut off, is no model file of MetaSER, or is of another format.
+        If the file is cut off, is no model file of MetaSER, or is of another format; or if an
+        encoder is named for a model that does not hear by one.
     """
     tensors, metadata = _open(path)
     header = _header(path, metadata)
 
     _check_outside(path, header)
+    setup = header.setup if encoder is None else with_encoder(header.setup, encoder)
 
     def build() -> Any:
         return make_method(
             header.method,
-            header.setup,
+            setup,
             classes=len(header.classes),
             stored=header.channels,
             seed=0,
@@ -355,7 +376,7 @@ def load(path: str | Path) -> ModelFile:
     _fill(path, method, _below("method.", tensors))
     source = _constants("source", tensors)
     if header.adaptation is None:
-        return ModelFile(header, method, source)
+        return ModelFile(header, method, source, encoder=encoder)
     present = torch.tensor([name in header.adaptation.classes for name in header.classes])
 
     def head(part: str) -> Adapted:
@@ -366,7 +387,7 @@ def load(path: str | Path) -> ModelFile:
     own, trust = _constants("own", tensors), header.adaptation.trust
     voiced = any(name.startswith("voice.") for name in tensors)
     fitted = Fitted(head("model"), own, head("voice") if voiced else None, trust)
-    return ModelFile(header, method, source, fitted)
+    return ModelFile(header, method, source, fitted, encoder)
 
 
 def _check_outside(path: str | Path, header: Header) -> None:
@@ -396,15 +417,22 @@ def _learnt(module: nn.Module) -> dict[str, Tensor]:
 
 def _constant_tensors(name: str, constants: Constants) -> dict[str, Tensor]:
     """Return constants as tensors, with their names in a file."""
+    parts = {
+        "centre": constants.centre,
+        "spread": constants.spread,
+        "neutral": constants.neutral,
+    }
     return {
-        f"{name}.centre": torch.from_numpy(constants.centre),
-        f"{name}.spread": torch.from_numpy(constants.spread),
+        f"{name}.{part}": torch.from_numpy(values)
+        for part, values in parts.items()
+        if values is not None
     }
 
 
 def _constants(name: str, tensors: dict[str, Tensor]) -> Constants:
     """Return the constants that ``_constant_tensors`` named."""
-    return Constants(tensors[f"{name}.centre"].numpy(), tensors[f"{name}.spread"].numpy())
+    own = _below(f"{name}.", tensors)
+    return Constants(**{part: values.numpy() for part, values in own.items()})
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Predict the emotion of clips or of long recordings."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from metaser import audio
 from metaser.adaptation.calibration import probabilities
 from metaser.adaptation.fitted import Fitted
 from metaser.adaptation.model_file import ModelFile
+from metaser.adaptation.voices import ONE, Given, given_clips, known_voices, speakers_of
 from metaser.features.hear import Heard, gather, hear, hear_windows
 
 PORTION = 256
@@ -30,6 +30,9 @@ def predict(
     abstain: float = 0.0,
     by_these: bool = False,
     speaker: str | None = None,
+    voice: Sequence[str | Path] = (),
+    neutral: Sequence[str | Path] = (),
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> pd.DataFrame:
     """Recognise the emotion of clips, or of each window of long recordings.
 
@@ -51,6 +54,13 @@ def predict(
         Who speaks: "one" for one speaker in all files, "file" for another one in each, or a regular
         expression whose group in a file's name is the speaker (a name that it does not fit is of
         somebody unknown). A model that knows voices then looks at all clips of a speaker.
+    voice, neutral : sequence of str or Path
+        Files and folders: given clips of the voice, or neutral ones, of which one may be given. A
+        voice is then known by them in place of the clips to predict. They are of one speaker, who
+        speaks in all files; or with a pattern of several, in sub-folders named by speaker, or
+        in files that the pattern fits.
+    tell : callable
+        Called with a warning, if the clips give reason for one.
 
     Returns
     -------
@@ -79,13 +89,49 @@ def predict(
         heard: Iterable[Heard] = hear(files, frontend)
     else:
         heard = hear_windows(files, frontend, window, window / 2 if hop is None else hop)
-    if speaker is not None and not file.knows_voices:
+    given = _given(voice, neutral, speaker)
+    if given is not None:
+        speaker = speaker or ONE
+    if speaker is not None:
+        _check_voices(file, tell)
+    tables = _tables(
+        file, heard, abstain, by_these=by_these, speaker=speaker, given=given, tell=tell
+    )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _given(
+    voice: Sequence[str | Path], neutral: Sequence[str | Path], speaker: str | None
+) -> Given | None:
+    """Return the given clips of voices, if there are any."""
+    if voice and neutral:
         raise ValueError(
-            "the model must know voices for --speaker, but this one normalises by "
+            "clips of a voice must be given in one way, not both as neutral and as any: choose one "
+            "of --voice and --neutral"
+        )
+    found = {Path(path): audio_files([path]) for path in voice or neutral}
+    return given_clips(found, speaker, neutral=bool(neutral)) if found else None
+
+
+def _check_voices(file: ModelFile, tell: Callable[[str], None]) -> None:
+    """Refuse a model that cannot know voices, and tell if this one makes no use of them."""
+    if not file.knows_voices:
+        raise ValueError(
+            "the model must know voices to be told who speaks, but this one normalises by "
             f"{file.header.setup.normalise!r}: leave it out, or adapt a model such as starter"
         )
-    tables = _tables(file, heard, abstain, by_these=by_these, speaker=speaker)
-    return pd.concat(tables, ignore_index=True)
+    if file.fitted is None or file.fitted.trust:
+        return
+    if file.fitted.by_voice is None:
+        tell(
+            "the model was not told who speaks when it was adapted, so it makes no use of voices: "
+            "adapt it again with speakers"
+        )
+    else:
+        tell(
+            "the clips that the model was adapted to do not show that knowing the voice is safe, "
+            "for most of their speakers show one emotion, so it makes no use of voices"
+        )
 
 
 def _tables(
@@ -95,6 +141,8 @@ def _tables(
     *,
     by_these: bool,
     speaker: str | None,
+    given: Given | None,
+    tell: Callable[[str], None],
 ) -> Iterator[pd.DataFrame]:
     """Yield the predictions portion by portion, or all at once where all have to be heard first."""
     fitted = file.fitted
@@ -104,11 +152,13 @@ def _tables(
         if fitted is None:
             fitted = file.fitted_to(features, rows)
         elif by_these:
-            fitted = replace(fitted, own=file.support_constants(features, rows))
+            own = file.support_constants(features, rows)
+            fitted = replace(fitted, own=replace(own, neutral=fitted.own.neutral))
         if speaker is not None:
-            found = fitted.scores(
-                features, rows, speakers_of([h.file for h in everything], speaker)
-            )
+            speakers = speakers_of([h.file for h in everything], speaker)
+            _tell_unknown(everything, speakers, tell)
+            voices = known_voices(file, fitted, given, speakers, tell) if given else None
+            found = fitted.scores(features, rows, speakers, voices)
             yield _table(file, everything, found, abstain)
             return
     elif fitted is None:
@@ -118,33 +168,16 @@ def _tables(
         yield _table(file, some, found, abstain)
 
 
-def speakers_of(files: Sequence[Path], speaker: str) -> np.ndarray:
-    """Return who speaks in each file, "" where that is not known; see ``predict``.
-
-    Raises
-    ------
-    ValueError
-        If ``speaker`` is a pattern without a group, or fits no file.
-    """
-    if speaker in ("one", "file"):
-        return np.array(["one" if speaker == "one" else str(path) for path in files])
-    try:
-        pattern = re.compile(speaker)
-    except re.error as error:
-        raise ValueError(
-            f"--speaker must be one, file or a regular expression, not {speaker!r}: {error}"
-        ) from error
-    if not pattern.groups:
-        raise ValueError(
-            f"--speaker must have a group for the speaker, not {speaker!r}: write e.g. '^([^_]+)_'"
+def _tell_unknown(
+    heard: Sequence[Heard], speakers: np.ndarray, tell: Callable[[str], None]
+) -> None:
+    """Tell which files the pattern of speakers does not fit."""
+    unknown = list(dict.fromkeys(h.file.name for h, who in zip(heard, speakers) if not who))
+    if unknown:
+        tell(
+            f"who speaks is not known of {len(unknown)} files, whose names --speaker does not fit, "
+            f"such as {unknown[0]}: they are normalised by the language"
         )
-    found = [pattern.search(path.stem) for path in files]
-    if not any(found):
-        raise ValueError(
-            f"--speaker {speaker!r} must fit the name of a file, but fits none, such as "
-            f"{files[0].stem!r}: change it"
-        )
-    return np.array(["" if match is None else match[1] for match in found])
 
 
 def audio_files(paths: Sequence[str | Path]) -> list[Path]:

@@ -1,6 +1,6 @@
 """What a model file is trained from: one method of one setup, and its sources."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import nn
 from metaser.adaptation.fitted import Constants, constants_of
 from metaser.adaptation.model_file import (
     FORMAT,
+    NEUTRAL,
     Header,
     ModelFile,
     SourceTask,
@@ -265,7 +266,7 @@ def train_file(
         bands=[],
         outside=outside_sources(setup, recipe.method),
     )
-    return ModelFile(header, method, _source_constants(raw.values()))
+    return ModelFile(header, method, _source_constants(materials, raw))
 
 
 def _facts(task: Task) -> SourceTask:
@@ -278,9 +279,17 @@ def _facts(task: Task) -> SourceTask:
     )
 
 
-def _source_constants(tables: Iterable[Features]) -> Constants:
-    """Return the mean and deviation within a task, averaged over the tasks."""
-    own = [constants_of(features, np.arange(len(features.lengths))) for features in tables]
+def _source_constants(materials: dict[str, Material], raw: dict[str, Features]) -> Constants:
+    """Return mean and deviation within a task and where neutral lies, averaged over the tasks."""
+    own, neutral = [], []
+    for name, material in materials.items():
+        constants = constants_of(raw[name], np.arange(len(raw[name].lengths)))
+        own.append(constants)
+        rows = np.flatnonzero(material.task.table["emotion"] == NEUTRAL)
+        if len(rows):
+            mean = constants_of(raw[name], rows).centre
+            neutral.append((mean - constants.centre) / constants.spread)
     spread = np.sqrt(np.mean([one.spread.astype(float) ** 2 for one in own], axis=0))
     centre = np.mean([one.centre for one in own], axis=0)
-    return Constants(centre.astype(np.float32), spread.astype(np.float32))
+    where = np.mean(neutral, axis=0).astype(np.float32) if neutral else None
+    return Constants(centre.astype(np.float32), spread.astype(np.float32), where)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metaser.cli.options import Cache, Data, Folders, Jobs, plain_errors
+from metaser.cli.options import Cache, Data, Encoder, Folders, Jobs, plain_errors
 from metaser.files import Places
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ Guess = Callable[["Episode"], "np.ndarray"]
 
 Scores = dict[int, list[float]]
 """From clips per class to the UAR of each episode."""
+
+KNOWS_VOICES = (
+    "The model knows voices: beside the drawn clips it has looked at all query clips of each "
+    "speaker, without their labels."
+)
 
 Queries = Annotated[
     int | None,
@@ -56,6 +61,7 @@ def curve(
             help="Model file to adapt, compared with logistic regression on the same draws."
         ),
     ] = None,
+    encoder: Encoder = None,
     figure: Annotated[Path | None, typer.Option(help="Figure to write: .png or .svg.")] = None,
     csv: Annotated[
         Path | None, typer.Option(help="Table to write: task, method, shots, uar, low, high.")
@@ -70,7 +76,7 @@ def curve(
 
         from metaser.labelling import curve as library
 
-        file = None if model is None else _load(model)
+        file = _load(model, encoder)
         known = None if file is None else file.header.classes
         places = Places.at(data, folders, cache, jobs)
         chosen, features = _prepare(task, places, classes, known)
@@ -96,10 +102,7 @@ def curve(
             tables[model.stem] = scores
             _print_curve(chosen, scores, queries, any_speaker, model=model.stem, plain=plain)
             if file.knows_voices:
-                typer.echo(
-                    "The model knows voices: beside the drawn clips it has looked at all query "
-                    "clips of each speaker, without their labels."
-                )
+                typer.echo(KNOWS_VOICES)
         if csv is not None:
             _write_scores(csv, chosen.name, tables)
         fitted, resampled = _fit(scores, want, seed)
@@ -154,11 +157,17 @@ def _write_scores(path: Path, task: str, tables: dict[str, Scores]) -> None:
     typer.echo(f"table: {path}")
 
 
-def _load(path: Path) -> "ModelFile":
-    """Read a model file; torch is imported only here."""
+def _load(path: Path | None, encoder: Path | None) -> "ModelFile | None":
+    """Read a model file, if there is one; torch is imported only here."""
+    if path is None:
+        if encoder is not None:
+            raise ValueError(
+                f"--encoder {encoder} is of a model, but there is none: give --model, too"
+            )
+        return None
     from metaser.adaptation.model_file import load
 
-    return load(path)
+    return load(path, encoder)
 
 
 def _model_guess(file: "ModelFile", task: "Task", places: Places) -> Guess:

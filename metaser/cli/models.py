@@ -11,12 +11,17 @@ import typer
 from metaser.cli.options import (
     Cache,
     Data,
+    Encoder,
     Folders,
     Jobs,
+    OneSpeaker,
+    OneSpeakerPerFile,
+    Speaker,
     check_out,
     plain_errors,
     quick_imports,
     resumable,
+    who_speaks,
 )
 
 if TYPE_CHECKING:
@@ -116,13 +121,11 @@ def adapt(
         list[str] | None,
         typer.Option(metavar="NAME", help="A sub-folder to leave out; repeatable."),
     ] = None,
-    speaker: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATTERN", help="Regular expression; its group in a file's name is the speaker."
-        ),
-    ] = None,
+    speaker: Speaker = None,
+    one_speaker: OneSpeaker = False,
+    one_speaker_per_file: OneSpeakerPerFile = False,
     seed: Seed = 0,
+    encoder: Encoder = None,
     data: Data = None,
     tasks: Folders = None,
 ) -> None:
@@ -134,7 +137,13 @@ def adapt(
                 "exactly one of a folder of labelled clips and --task must be given, not "
                 f"{came}: choose one"
             )
+        who = who_speaks(speaker, one_speaker, one_speaker_per_file)
         mapping = dict(map(_pair, label or ()))
+        if task is not None and (who or mapping or drop):
+            raise ValueError(
+                "--label, --drop and who speaks are said of a folder of clips, but a task says "
+                "them itself: leave them out"
+            )
         check_out(out, "adapted.safetensors", model)
         with quick_imports():
             from metaser.adaptation import adapt as adaptation
@@ -142,11 +151,11 @@ def adapt(
             from metaser.adaptation.clips import labelled_folder
             from metaser.adaptation.model_file import load, save
 
-        file = load(model)
+        file = load(model, encoder)
         source: dict[str, Any]
         if task is None:
             folder = folder or Path()
-            clips = labelled_folder(folder, file.header.classes, mapping, drop or (), speaker)
+            clips = labelled_folder(folder, file.header.classes, mapping, drop or (), who)
             source = {"name": folder.resolve().name}
         else:
             read = _present(task, data, tasks)
@@ -186,20 +195,22 @@ def predict(
             help="Normalise by these files, not by the clips that the model was adapted to.",
         ),
     ] = False,
-    speaker: Annotated[
-        str | None,
+    speaker: Speaker = None,
+    one_speaker: OneSpeaker = False,
+    one_speaker_per_file: OneSpeakerPerFile = False,
+    voice: Annotated[
+        list[Path] | None,
         typer.Option(
-            metavar="PATTERN",
-            help="Who speaks, for a model that knows voices: a regular expression whose group in a "
-            "file's name is the speaker.",
+            metavar="PATH",
+            help="Clips of the voice, any emotion: a file, or a folder, of one speaker; with "
+            "--speaker, one sub-folder per speaker. Repeatable.",
         ),
     ] = None,
-    one_speaker: Annotated[
-        bool, typer.Option("--one-speaker", help="One person speaks in all files.")
-    ] = False,
-    one_speaker_per_file: Annotated[
-        bool, typer.Option("--one-speaker-per-file", help="Another person speaks in each file.")
-    ] = False,
+    neutral: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="The same, but of clips that are known to be neutral."),
+    ] = None,
+    encoder: Encoder = None,
 ) -> None:
     """Recognise the emotion of clips, with probabilities, or of each window of long recordings."""
     with plain_errors():
@@ -210,14 +221,8 @@ def predict(
             from metaser.adaptation.card import warnings
             from metaser.adaptation.model_file import load
 
-        ways = [speaker, "one" if one_speaker else None, "file" if one_speaker_per_file else None]
-        given = [way for way in ways if way is not None]
-        if len(given) > 1:
-            raise ValueError(
-                "who speaks must be said in one way, not in several: give one of --speaker, "
-                "--one-speaker and --one-speaker-per-file"
-            )
-        file = load(model)
+        who = who_speaks(speaker, one_speaker, one_speaker_per_file)
+        file = load(model, encoder)
         _note_versions(file.header)
         _print_lines(warnings(file.header))
         names = [line.rstrip("\n") for line in sys.stdin] if files == ["-"] else files
@@ -229,7 +234,10 @@ def predict(
             hop=hop,
             abstain=abstain,
             by_these=by_these,
-            speaker=given[0] if given else None,
+            speaker=who,
+            voice=voice or (),
+            neutral=neutral or (),
+            tell=_note,
         )
         if csv is not None:
             _write(csv, table.to_csv(index=False, float_format="%.4f"))
@@ -243,6 +251,8 @@ def predict(
 def evaluate(
     model: Model,
     task: Annotated[str, typer.Option(help="Task whose clips are scored.")],
+    *,
+    encoder: Encoder = None,
     data: Data = None,
     tasks: Folders = None,
     jobs: Jobs = 1,
@@ -256,7 +266,7 @@ def evaluate(
         from metaser.features.extraction import extract
         from metaser.tasks.task import restrict
 
-        file = load(model)
+        file = load(model, encoder)
         _note_versions(file.header)
         scored = restrict(_present(task, data, tasks), file.header.classes)
         features = extract(scored, file.frontend(), cache, jobs=jobs)

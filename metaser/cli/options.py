@@ -24,12 +24,50 @@ Folders = Annotated[
     ),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Number of processes.")]
+Encoder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the pretrained encoder by which the model hears, in place of the hub.",
+    ),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(
         envvar="METASER_CACHE", metavar="DIR", help="Feature cache; the user's cache by default."
     ),
 ]
+
+
+Speaker = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="Who speaks: a regular expression whose group in a file's name is the speaker.",
+    ),
+]
+OneSpeaker = Annotated[bool, typer.Option("--one-speaker", help="One person speaks in all files.")]
+OneSpeakerPerFile = Annotated[
+    bool, typer.Option("--one-speaker-per-file", help="Another person speaks in each file.")
+]
+
+
+def who_speaks(pattern: str | None, one: bool, per_file: bool) -> str | None:
+    """Return who speaks, as ``metaser.adaptation.voices.speakers_of`` takes it.
+
+    Raises
+    ------
+    ValueError
+        If it is said in more than one way.
+    """
+    ways = [pattern, "one" if one else None, "file" if per_file else None]
+    given = [way for way in ways if way is not None]
+    if len(given) > 1:
+        raise ValueError(
+            "who speaks must be said in one way, not in several: give one of --speaker, "
+            "--one-speaker and --one-speaker-per-file"
+        )
+    return given[0] if given else None
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from metaser.cli.options import plain_errors
+from metaser.cli.options import Encoder, plain_errors
 
 
 def page(
@@ -13,6 +13,7 @@ def page(
         Path | None,
         typer.Option(help="Model file; a starter model trained on synthetic speech if not given."),
     ] = None,
+    encoder: Encoder = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
 ) -> None:
@@ -28,7 +29,7 @@ def page(
 
         path = model or _starter()
         try:
-            serve(load(path), path.stem, port, ready)
+            serve(load(path, encoder), path.stem, port, ready)
         except KeyboardInterrupt:
             typer.echo("ended; the clips are removed", err=True)
 

@@ -69,8 +69,9 @@ def revision(model: str, wanted: str, save: str) -> str:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"no model {model!r}: there is no such folder, and the Hugging Face hub did not give "
-            f"it ({str(error).strip().splitlines()[0]}). Without network, name a folder, or set "
-            f"METASER_ENCODERS to where the folder {Path(model).name} lies: elsewhere, {save}"
+            f"it ({str(error).strip().splitlines()[0]}). Without network, name a folder, for a "
+            f"model file by --encoder, or set METASER_ENCODERS to where the folder "
+            f"{Path(model).name} lies: elsewhere, {save}"
         ) from error
     return Path(config).parent.name
 

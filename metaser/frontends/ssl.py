@@ -135,17 +135,17 @@ class SSL:
         # A folder may stand in for a commit of the hub; then its weights tell what it is.
         known = bool(self.weights) and Path(model).is_dir()
         revision = hub.revision(model, "" if known else self.revision, _SAVE)
+        weights = weights_digest(model, revision)
+        if self.weights not in ("", weights):
+            raise ValueError(
+                f"{self.model} must have the weights {self.weights}, not {weights}: it is another "
+                "encoder, perhaps of the same name, so fetch or name the one that was used before"
+            )
         config, extractor = _describe(model, revision)
         self._check_window(extractor)
         total = config.num_hidden_layers + 1
         layer = _settle_layer(self.model, self.layer, total)
         count = len(layer) if isinstance(layer, tuple) else (total if layer == "all" else 1)
-        weights = weights_digest(model, revision)
-        if self.weights not in ("", weights):
-            raise ValueError(
-                f"{self.model} must have the weights {self.weights}, not {weights}: it is another "
-                "encoder of the same name, so fetch or name the one that was used before"
-            )
         settled = {
             "model": model,
             "layer": layer,

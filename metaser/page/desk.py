@@ -1,13 +1,14 @@
 """The page without the web: a model, the user's clips, adapting and predicting."""
 
 import io
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -28,6 +29,10 @@ WINDOW, HOP = 4.0, 2.0
 
 LONG = 10.0
 """Seconds above which a recording is divided into windows."""
+
+
+MOST_VOICE = 20
+"""Most new clips that are kept to know a voice by."""
 
 
 @dataclass
@@ -52,6 +57,10 @@ class Desk:
         The labels to which the model was adapted here.
     language : str
         The user's name for the language or group of these clips.
+    who : {"named", "one", "unknown"}
+        What the user has said of who speaks in them, see `Wish`.
+    voice : list of Path
+        New clips of the one person who speaks in all of them.
     lock : threading.Lock
         Held while the model works, so that it does one thing at a time.
     """
@@ -64,6 +73,8 @@ class Desk:
     result: dict[str, Any] | None = None
     learnt: list["Label"] = field(default_factory=list)
     language: str = ""
+    who: str = "named"
+    voice: list[Path] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -107,9 +118,13 @@ class Label(Said):
 
 
 class Wish(BaseModel):
-    """What the page sends when the user presses Adapt: the language's name and the labels."""
+    """What the page sends when the user presses Adapt: the language's name and the labels.
+
+    ``who`` says who speaks: "named" by the labels, if at all; "one" person in all clips; "unknown".
+    """
 
     name: str = ""
+    who: Literal["named", "one", "unknown"] = "named"
     clips: list[Label]
 
 
@@ -137,7 +152,7 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict[str, Any]:
     Parameters
     ----------
     desk : Desk
-        Its attributes `adapted`, `result`, `learnt` and `language` are set.
+        Its attributes `adapted`, `result`, `learnt`, `language` and `who` are set.
     wish : Wish
         What the page has sent.
 
@@ -169,12 +184,7 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict[str, Any]:
             f"all {counts.total()} clips are {next(iter(counts))}: add clips of at least one other "
             "emotion, because the model learns how emotions differ"
         )
-    speakers = [label.speaker.strip() for label in wish.clips]
-    nameless = [clip.name for clip, speaker in zip(clips, speakers) if not speaker]
-    if any(speakers) and nameless:
-        raise ValueError(
-            f"some clips say who speaks, but not {_listed(nameless)}: name all speakers, or none"
-        )
+    speakers = _speakers(wish, clips)
     notes = []
     if few := [
         f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if counts[emotion] < FEW
@@ -183,7 +193,7 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict[str, Any]:
             f"There are few clips of {', '.join(few)}: {FEW} or more of each emotion make the "
             "model better and its interval more reliable."
         )
-    if not any(speakers):
+    if speakers is None and wish.who == "named":
         notes.append(
             "Nobody is named: if several people speak, say who speaks in each clip. The model can "
             "then be tested on people whom it has not heard."
@@ -191,14 +201,27 @@ def adapt_desk(desk: Desk, wish: Wish) -> dict[str, Any]:
     given = Clips(
         tuple(clip.path for clip in clips),
         tuple(label.emotion for label in wish.clips),
-        tuple(speakers) if any(speakers) else None,
+        speakers,
     )
     name = wish.name.strip() or "clips labelled on the page"
     with desk.lock, own_names(clips):
         desk.adapted = adapt(desk.model, given, name=name, tell=notes.append)
     desk.result = expectation(desk.adapted) | {"notes": notes}
-    desk.learnt, desk.language = wish.clips, wish.name
+    desk.learnt, desk.language, desk.who = wish.clips, wish.name, wish.who
     return desk.result
+
+
+def _speakers(wish: Wish, clips: list[Clip]) -> tuple[str, ...] | None:
+    """Return who speaks in each clip, None if that is not known."""
+    if wish.who != "named":
+        return ("one",) * len(clips) if wish.who == "one" else None
+    speakers = tuple(label.speaker.strip() for label in wish.clips)
+    nameless = [clip.name for clip, speaker in zip(clips, speakers) if not speaker]
+    if any(speakers) and nameless:
+        raise ValueError(
+            f"some clips say who speaks, but not {_listed(nameless)}: name all speakers, or none"
+        )
+    return speakers if any(speakers) else None
 
 
 def _listed(names: list[str], most: int = 3) -> str:
@@ -250,8 +273,18 @@ def adapted_model(desk: Desk) -> ModelFile:
     return desk.adapted
 
 
-def hear_recording(desk: Desk, clip: Clip) -> dict[str, Any]:
+def hear_recording(desk: Desk, clip: Clip, who: str = "unknown") -> dict[str, Any]:
     """Recognise the emotion of a clip, and how it changes over time if the clip is long.
+
+    Parameters
+    ----------
+    desk : Desk
+        If one person speaks in all new clips, a short one is added to its attribute `voice`, and
+        the voice is known by the clips there; else these are removed.
+    clip : Clip
+        A recording.
+    who : {"unknown", "one", "file"}
+        Who speaks in the new clips: one person in all, or another in each file.
 
     Returns
     -------
@@ -259,20 +292,33 @@ def hear_recording(desk: Desk, clip: Clip) -> dict[str, Any]:
         ``name``; ``seconds``; ``known``, whether the model was adapted to this clip; ``emotion``,
         the most probable class; ``chances``, the probability of each class in [0, 1], the mean over
         the windows; ``rows``, one dictionary per window; ``plot``, an SVG of the windows, "" if
-        there is only one.
+        there is only one; ``notes``, what is to be known about the voice.
 
     Raises
     ------
     ValueError
         If there is no adapted model yet, or the clip cannot be used.
     """
+    if who not in ("unknown", "one", "file"):
+        raise ValueError(f"who speaks must be unknown, one or file, not {who!r}: reload the page")
     model = adapted_model(desk)
     samples, rate = audio.decode(clip.path)
     seconds = len(samples) / rate
     known = audio.digest(samples, rate) in adaptation_of(model).contents
     window, hop = (WINDOW, HOP) if seconds > LONG else (None, None)
+    notes: list[str] = []
+    by_clips = who == "one" and window is None  # the windows of a long one tell enough
     with desk.lock, own_names([clip]):
-        table = prediction.predict(model, [clip.path], window=window, hop=hop)
+        table = prediction.predict(
+            model,
+            [clip.path],
+            window=window,
+            hop=hop,
+            speaker=None if who == "unknown" else who,
+            voice=[*desk.voice, clip.path] if by_clips else (),
+            tell=notes.append,
+        )
+        _keep_voice(desk, clip if by_clips else None, who)
     classes = list(table.columns[table.columns.get_loc("confidence") + 1 :])
     chances = table[classes].mean()
     rows = table[["start", "end", "emotion", *classes]].round(3)
@@ -284,7 +330,17 @@ def hear_recording(desk: Desk, clip: Clip) -> dict[str, Any]:
         "chances": {name: round(float(chances[name]), 3) for name in classes},
         "rows": rows.to_dict("records"),
         "plot": plot(table, classes) if len(table) > 1 else "",
+        "notes": notes,
     }
+
+
+def _keep_voice(desk: Desk, clip: Clip | None, who: str) -> None:
+    """Keep a clip of the person who speaks in all; remove those kept if there is no such person."""
+    if clip is not None:
+        kept = clip.path.with_stem(f"{clip.path.stem}-voice")
+        desk.voice.append(Path(shutil.copy(clip.path, kept)))
+    while len(desk.voice) > (MOST_VOICE if who == "one" else 0):
+        desk.voice.pop(0).unlink()
 
 
 def plot(table: pd.DataFrame, classes: list[str]) -> str:

@@ -32,8 +32,8 @@ async function ask(path, options) {
   return content;
 }
 
-const send = (path, file) =>
-  ask(`${path}?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
+const send = (path, file, who = "") =>
+  ask(`${path}?name=${encodeURIComponent(file.name)}&who=${who}`, { method: "POST", body: file });
 
 function complain(list, message) {
   const item = document.createElement("li");
@@ -167,7 +167,9 @@ async function record(button) {
 
 async function addClip(file) {
   const clip = await send("clips", file);
-  const item = showClip({ ...clip, emotion: find("default").value });
+  const speaker = find("default-speaker").value;
+  const item = showClip({ ...clip, emotion: find("default").value, speaker });
+  offerSpeakers();
   showOutdated();
   await keep(item);
 }
@@ -196,6 +198,7 @@ function showClip(clip) {
   }
   remove.addEventListener("click", () => orComplain(removeClip(item)));
   find("clips").append(item);
+  askNames();
   count();
   return item;
 }
@@ -242,6 +245,8 @@ async function restore() {
   desk.clips.forEach(showClip);
   offerSpeakers();
   find("language").value = desk.language;
+  find("who").value = desk.who;
+  askNames();
   if (desk.result === null) return;
   showResult(desk.result);
   if (desk.outdated) showOutdated();
@@ -269,6 +274,12 @@ function showOutdated() {
     "The clips have changed: the result below is from before. Press Adapt again.";
 }
 
+// Names are asked for only where several people speak.
+function askNames() {
+  for (const part of document.querySelectorAll(".naming"))
+    part.hidden = find("who").value !== "named";
+}
+
 function offerSpeakers() {
   const names = new Set(clips().map((item) => item.querySelector(".speaker").value.trim()));
   names.delete("");
@@ -282,6 +293,7 @@ async function adaptModel() {
   find("adapting").textContent = "The model listens to your clips …";
   const wish = {
     name: find("language").value,
+    who: find("who").value,
     clips: clips().map((item) => ({ key: item.dataset.key, ...labels(item) })),
   };
   try {
@@ -315,7 +327,7 @@ async function hearClip(file) {
   find("hearing").textContent = `The model listens to ${file.name} …`;
   let heard;
   try {
-    heard = await send("predict", file);
+    heard = await send("predict", file, find("fresh-who")?.value);
   } finally {
     find("hearing").textContent = "";
   }
@@ -327,6 +339,8 @@ async function hearClip(file) {
   player(place("audio"), file.name, URL.createObjectURL(file));
   const sure = percent(heard.chances[heard.emotion]);
   place(".said").textContent = `${along ? "Overall it sounds" : "It sounds"} ${heard.emotion} (${sure})`;
+  place(".notes").hidden = heard.notes.length === 0;
+  heard.notes.forEach((note) => complain(place(".notes"), note));
   place(".known").hidden = !heard.known;
   place("caption").textContent = along
     ? "Probability of each emotion: the mean over the pieces"
@@ -396,6 +410,8 @@ for (const button of document.querySelectorAll(".record")) {
 }
 if (find("clips")) {
   find("adapt").addEventListener("click", adaptModel);
+  find("who").addEventListener("change", askNames);
+  find("who").addEventListener("change", showOutdated);
   find("remove-all").addEventListener("click", () => orComplain(removeAll()));
   orComplain(restore());
 }

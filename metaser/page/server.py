@@ -214,6 +214,7 @@ async def _page(request: "Request") -> "Response":
                 "extensions": " ".join(audio.EXTENSIONS),
             },
             few=FEW,
+            voices=desk.model.knows_voices,
         )
     )
 
@@ -272,6 +273,7 @@ async def _desk(request: "Request") -> "Response":
         {
             "clips": [_shown(clip) for clip in desk.clips.values()],
             "language": desk.language,
+            "who": desk.who,
             "result": desk.result,
             "outdated": desk.learnt != labels,
         }
@@ -353,7 +355,8 @@ async def _predict(request: "Request") -> "Response":
     adapted_model(desk)
     clip = await _received(request, RECORDING_BYTES, RECORDING_SECONDS)
     try:
-        return JSONResponse(await run_in_threadpool(hear_recording, desk, clip))
+        who = request.query_params.get("who") or "unknown"
+        return JSONResponse(await run_in_threadpool(hear_recording, desk, clip, who))
     finally:
         clip.path.unlink()
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from metaser.backbones import (
     takes_modalities,
 )
 from metaser.contracts import check_method, extracted, frontend_traits, method_traits
-from metaser.frontends import FAMILIES, is_learnable, make_frontend
+from metaser.frontends import FAMILIES, frontend_class, is_learnable, make_frontend
 from metaser.methods import METHODS
 from metaser.methods.baselines import LogisticRegression
 from metaser.model import Model
@@ -333,6 +334,39 @@ def make_method(
         if traits.takes_channels:
             arguments |= {"channels": sum(stored.values()), "classes": classes}
         return kind(model, **arguments).eval()
+
+
+def with_encoder(setup: Setup, folder: str | Path) -> Setup:
+    """Return a setup whose audio is heard by the pretrained encoder in a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ValueError
+        If the audio is not heard by a pretrained encoder.
+    """
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(
+            f"the encoder must be a folder with the files of a pretrained encoder, but {folder} is "
+            "none: check the path"
+        )
+
+    def moved(section: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(section.get("parts"), list):
+            named = [p if isinstance(p, dict) else {"name": p} for p in section["parts"]]
+            return {**section, "parts": [moved(part) for part in named]}
+        takes = "model" in signature(frontend_class(section["name"])).parameters
+        return {**section, "model": str(folder)} if takes else section
+
+    heard = setup.frontend or {}
+    found = moved(heard)
+    if found == heard:
+        raise ValueError(
+            f"an encoder has a meaning only for a model that hears by one, but this one hears by "
+            f"{heard['name']!r}: leave it out"
+        )
+    return setup.model_copy(update={"frontend": found})
 
 
 def stored_frontend(setup: Setup) -> Any:

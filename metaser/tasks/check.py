@@ -16,6 +16,7 @@ from metaser.tasks.modalities import (
     read_vectors,
 )
 from metaser.tasks.schema import TaskFile, read_facts
+from metaser.tasks.speakers import speaker_alone
 from metaser.tasks.table import by_name, find_videos, table_place, table_rows
 from metaser.tasks.task import Task
 
@@ -105,6 +106,8 @@ def check_task(
     problems += wrong
     (notes if subset else problems).extend(stray)
     faults, suspicious, good = _check_audio(task.audio, task.table, jobs)
+    alone = speaker_alone(task.table)
+    (suspicious if alone.suspicious else good).append(alone.sentence())
     notes += [*absent, *suspicious, *clip_checks.other_files(task.audio)]
     summary = _summary(task, task.table)
     return Check(task.name, tuple(summary), (*problems, *faults), tuple(notes), tuple(good))

@@ -10,12 +10,14 @@ from scipy.special import log_softmax
 from typer.testing import CliRunner
 
 from metaser.adaptation import adapt as adaptation
+from metaser.adaptation.evaluate import evaluate
 from metaser.adaptation.model_file import ABOARD, aboard, find_model, load, save
-from metaser.adaptation.predict import speakers_of
+from metaser.adaptation.voices import speakers_of
 from metaser.backbones import MLP
 from metaser.cli.main import app
 from metaser.episodes import TaskSampler
 from metaser.export import to_onnx
+from metaser.labelling.curve import adapted_model
 from metaser.methods.by_evidence import Mixture
 from metaser.methods.gaussian_process import GaussianProcess
 from metaser.model import Model
@@ -79,6 +81,26 @@ def test_scores_of_a_known_voice_are_mixed_and_of_an_unknown_one_are_not(fitted)
     untrusted = replace(found, trust=1e-12)
     expected = log_softmax(plain, axis=1)
     np.testing.assert_allclose(untrusted.scores(features, rows, who), expected, atol=1e-4)
+
+
+def test_evaluating_and_the_curve_know_who_speaks_by_the_tasks_column(
+    fitted, make_task, monkeypatch
+):
+    found, features, episode, speakers, file = fitted
+    table = make_task(speakers=6, clips=6).table
+    seen, inside = [], type(found).scores
+
+    def scores(own, features, rows, who=None, voices=None):
+        seen.append((rows, who))
+        return inside(own, features, rows, who, voices)
+
+    monkeypatch.setattr(type(found), "scores", scores)
+    header = file.header.model_copy(update={"adaptation": _facts(file, found)})
+    evaluate(replace(file, header=header, fitted=found), table, features)
+    adapted_model(file, features, speakers)(episode)
+    assert len(seen) == 2
+    for rows, who in seen:
+        np.testing.assert_array_equal(who, table["speaker"].to_numpy(str)[rows])
 
 
 def test_an_adapted_model_that_knows_voices_is_read_as_it_was_written(fitted, tmp_path):

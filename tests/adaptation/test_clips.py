@@ -41,10 +41,17 @@ def test_a_speaker_is_in_the_name_or_nowhere(tmp_path):
         _write(tmp_path / name)
     assert labelled_folder(tmp_path, CLASSES).speakers is None
     assert labelled_folder(tmp_path, CLASSES, speaker="^([a-z]+)_").speakers == ("ali", "mia")
+    assert len(set(labelled_folder(tmp_path, CLASSES, speaker="one").speakers)) == 1
+    assert len(set(labelled_folder(tmp_path, CLASSES, speaker="file").speakers)) == 2
     with pytest.raises(ValueError, match="gives no speaker for ali_1.wav"):
+        labelled_folder(tmp_path, CLASSES, speaker="^(m.*)_")
+    with pytest.raises(ValueError, match="fits none, such as 'ali_1'"):
         labelled_folder(tmp_path, CLASSES, speaker=r"^(\d+)$")
-    with pytest.raises(ValueError, match="must be a regular expression"):
+    with pytest.raises(ValueError, match="must be one, file or a regular expression"):
         labelled_folder(tmp_path, CLASSES, speaker="(")
+    _write(tmp_path / "sad" / "zoe" / "1.wav")
+    with pytest.raises(ValueError, match="but 2 of 3 lie in no folder of a speaker, such as"):
+        labelled_folder(tmp_path, CLASSES)
 
 
 def test_an_unknown_label_is_named_with_the_nearest_class_and_can_be_dropped(tmp_path):

@@ -300,6 +300,19 @@ def test_speakers_of_one_emotion_each_are_not_cross_validated(trained, plant, ma
     assert kind == "none" and seen is None
 
 
+def test_where_every_clip_is_of_somebody_else_leaving_it_out_leaves_them_out(
+    trained, plant, make_task
+):
+    file = load(trained)
+    task = make_task(speakers=4, clips=3)
+    features = plant(task, channels=file.header.channels["audio"])
+    targets = pd.factorize(task.table["emotion"])[0]
+    rows = np.arange(len(targets))
+    everybody = rows.astype(str)
+    kind, seen = adaptation.cross_validate(file, features, rows, targets, everybody)
+    assert kind == "speakers" and seen.uar > 0.5  # chance is 0.25
+
+
 def test_draws_keep_speakers_apart():
     targets, units = np.tile([0, 1], 40), np.repeat(np.arange(8), 10)
     for seed in range(20):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from builders import tiny_whisper
 
 from metaser.frontends import make_frontend
 from metaser.frontends.ssl import SSL
@@ -33,28 +34,7 @@ def _offline():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """Folder of a random Whisper of two layers that hears four seconds."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    config = transformers.WhisperConfig(
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        vocab_size=8,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-        max_source_positions=200,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = transformers.WhisperModel(config)
-    network.half().float().save_pretrained(folder)  # numbers that half precision holds, too
-    transformers.WhisperFeatureExtractor(chunk_length=4).save_pretrained(folder)
-    return folder
+    return tiny_whisper(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def _clip(samples: int) -> np.ndarray:

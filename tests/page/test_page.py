@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def sheet(browser, served):
     desk = served.desk  # as if the program had just begun
     while desk.clips:
         desk.clips.popitem()[1].path.unlink()
-    desk.adapted, desk.result, desk.learnt, desk.language = None, None, [], ""
+    desk.adapted, desk.result, desk.learnt, desk.language, desk.who = None, None, [], "", "named"
     tab = browser.new_page(viewport={"width": 390, "height": 800})
     strange, broken = [], []
     tab.on("request", lambda request: strange.append(request.url))
@@ -261,7 +262,7 @@ def test_what_cannot_be_learnt_from_is_said(sheet, clips):
     assert f"no emotion is chosen for {clips[0].name}" in pressed()
     choice.first.select_option("angry")
     said = pressed()  # the same clip twice, called by its name and not by where it lies
-    assert f"{clips[0].name} and {clips[0].name} are the same audio with two labels" in said
+    assert f", but {clips[0].name} and {clips[0].name} are the same audio with two labels" in said
     sheet.get_by_label(f"Who speaks in {clips[1].name}").fill("Ali")
     assert f"not {clips[0].name}, {clips[0].name}: name all speakers, or none" in pressed()
     sheet.get_by_role("button", name=f"Remove {clips[0].name}").first.click()
@@ -327,6 +328,66 @@ def test_clips_and_labels_survive_when_the_page_is_loaded_anew(sheet, served, cl
     assert sheet.locator("#clips li").count() == 0
 
 
+def test_who_speaks_is_asked_and_passed_on(browser, clips):
+    running = Served(load("starter-light"), "starter-light")
+    try:
+        tab = browser.new_page()
+        tab.goto(running.address)
+        asked = tab.get_by_label("Who speaks in these clips?")
+        names = tab.locator(".naming:visible")
+        tab.get_by_label("Who speaks in the clips that I add now").fill("Ali")
+        tab.locator("#labelled").set_input_files(clips)
+        tab.get_by_text("4 clips: 4 without an emotion.").wait_for()
+        assert names.count() == 5 and {clip.speaker for clip in running.desk.clips.values()} == {
+            "Ali"
+        }
+        for path in clips:
+            label(tab, path)
+        for choice, people in (("named", 2), ("one", 1), ("unknown", None)):
+            asked.select_option(choice)
+            assert names.count() == (5 if choice == "named" else 0)
+            with tab.expect_response("**/adapt"):
+                tab.get_by_role("button", name="Adapt").click()
+            tab.get_by_text("Done.").wait_for()
+            assert running.desk.adapted.header.adaptation.speakers == people
+        tab.reload()
+        tab.get_by_text("4 clips: 2 angry").wait_for()
+        assert asked.input_value() == "unknown" and names.count() == 0
+        tab.locator("#fresh").set_input_files(clips[0])
+        tab.locator("#heard article").wait_for()
+        assert "was not told who speaks" not in tab.locator("#heard article").inner_text()
+        for choice, kept in (("one", 2), ("file", 0)):
+            tab.get_by_label("Who speaks in the new clips?").select_option(choice)
+            before = tab.locator("#heard article").count()
+            tab.locator("#fresh").set_input_files(clips[:2])
+            tab.locator("#heard article").nth(before + 1).wait_for()
+            assert len(running.desk.voice) == kept
+            assert "was not told who speaks" in tab.locator("#heard article").first.inner_text()
+            kept_here = [path for path in running.desk.folder.iterdir() if "-voice" in path.stem]
+            assert len(kept_here) == kept
+        tab.close()
+    finally:
+        running.end()
+
+
+def test_a_voice_is_known_by_the_new_clips_so_far(clips, tmp_path):
+    file = load("starter-light")
+    given = Clips(tuple(clips), ("angry", "angry", "sad", "sad"), ("a", "b", "a", "b"))
+    adapted = adapt(file, given)
+    adapted = replace(adapted, fitted=replace(adapted.fitted, trust=0.9))
+    bench = desk.Desk(file, "light", tmp_path, adapted=adapted)
+    copies = [Path(shutil.copy(path, tmp_path)) for path in clips]
+    answers = []
+    for path in copies:
+        answers.append(desk.hear_recording(bench, desk.Clip(path.name, path), "one"))
+    expected = predict(adapted, copies[-1:], speaker="one", voice=copies).iloc[0]
+    assert answers[-1]["chances"]["sad"] == pytest.approx(expected["sad"], abs=1e-3)
+    alone = desk.hear_recording(bench, desk.Clip("x", copies[-1]), "file")
+    assert bench.voice == [] and alone["chances"] != answers[-1]["chances"]
+    with pytest.raises(ValueError, match="who speaks must be unknown, one or file"):
+        desk.hear_recording(bench, desk.Clip("x", copies[-1]), "many")
+
+
 def test_the_page_can_be_used_by_keyboard_and_by_ear(sheet, clips):
     sheet.locator("#labelled").set_input_files(clips[:1])
     sheet.get_by_label(f"Emotion of {clips[0].name}").wait_for()
@@ -341,7 +402,8 @@ def test_the_page_can_be_used_by_keyboard_and_by_ear(sheet, clips):
         reached.append(sheet.evaluate("document.activeElement.id"))
         if reached[-1] == "adapt":
             break
-    assert reached[:2] == ["default", "labelled"] and reached[-2:] == ["language", "adapt"]
+    first = ["who", "default", "default-speaker", "labelled"]
+    assert reached[:4] == first and reached[-2:] == ["language", "adapt"]
     sheet.keyboard.press("Enter")
     sheet.locator("#adapt-errors li").wait_for()
 

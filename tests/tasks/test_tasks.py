@@ -84,6 +84,7 @@ def test_a_new_language_is_one_folder_and_no_code(language):
     checked = run("check", "sw_test", "--data", data, "--tasks", folder.parent)
     assert checked.exit_code == 0, checked.output
     assert "class angry: 2 clips of 2 speakers" in checked.output
+    assert "good: the speaker alone tells the emotion in 0 of 100 clips" in checked.output
 
 
 def test_a_task_is_read_by_path_as_well(language):
