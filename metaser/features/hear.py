@@ -4,13 +4,13 @@ Extraction, adapting, predicting and selecting all read sound here, so each of t
 from a file.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from metaser import audio
 from metaser.contracts import FrontEnd, compute_many
@@ -77,15 +77,15 @@ class Heard:
     rate: int
 
 
-def read_clip(path: Path) -> Stretch:
+def read_clip(path: Path, longest: float = math.inf) -> Stretch:
     """Decode a whole file; its waveform is (samples, channels) at the file's own rate.
 
     Raises
     ------
     AudioError
-        If the file cannot be read.
+        If the file cannot be read, or lasts more than ``longest`` seconds.
     """
-    samples, rate = audio.decode(path)
+    samples, rate = audio.decode(path, longest)
     return Stretch(path, 0.0, len(samples) / rate, samples, audio.digest(samples, rate), rate)
 
 
@@ -139,40 +139,31 @@ def hear_windows(
 
 def _clips(files: Iterable[Path], rate: int) -> Iterator[Stretch]:
     for path in files:
-        seconds = audio.duration(path)
-        if seconds > LONGEST:
-            raise audio.AudioError(
-                f"{path} must be at most {LONGEST:g} s long to have one label, not {seconds:.0f} "
-                "s: read it in windows (--window 4 --hop 2)"
-            )
-        yield at_rate(read_clip(path), rate)
+        yield at_rate(read_clip(path, LONGEST), rate)
 
 
 def _windows(files: Iterable[Path], rate: int, window: float, hop: float) -> Iterator[Stretch]:
     for path in files:
-        audio.duration(path)  # refuses a file that is no audio
-        with soundfile.SoundFile(path) as file:
-            file_rate = file.samplerate
-            size, step = round(window * file_rate), round(hop * file_rate)
-            blocks = file.blocks(size, size - step, dtype="float32", always_2d=True)
-            decoded = 0
-            for index, samples in enumerate(blocks):
-                decoded = index * step + len(samples)
+        with audio.opened(path) as sound:
+            size, step = round(window * sound.rate), round(hop * sound.rate)
+            for index, samples in enumerate(_overlapping(sound.blocks(), size, step)):
                 if index and len(samples) < size / 2:
                     continue
-                if not np.isfinite(samples).all():
-                    raise audio.AudioError(
-                        f"{path}: all samples must be finite, but some are NaN or infinite: repair "
-                        "the file or leave it out"
-                    )
-                start = index * step / file_rate
-                end = start + len(samples) / file_rate
-                yield at_rate(Stretch(path, start, end, samples, "", file_rate), rate)
-            if decoded < file.frames:
-                raise audio.AudioError(
-                    f"{path}: the file must have {file.frames} samples, as its header states, not "
-                    f"{decoded}; it is truncated: fetch it again"
-                )
+                start = index * step / sound.rate
+                end = start + len(samples) / sound.rate
+                yield at_rate(Stretch(path, start, end, samples, "", sound.rate), rate)
+
+
+def _overlapping(blocks: Iterable[np.ndarray], size: int, step: int) -> Iterator[np.ndarray]:
+    """Yield windows of ``size`` samples that begin every ``step``, a shorter one at the end."""
+    held, ended = None, 0  # samples from the next window on, and how many of them were given
+    for block in blocks:
+        held = block if held is None else np.concatenate([held, block])
+        while len(held) >= size:
+            yield held[:size]
+            held, ended = held[step:], size - step
+    if held is not None and len(held) > ended:
+        yield held
 
 
 def compute_frames(stretches: Iterable[Stretch], frontend: FrontEnd) -> Iterator[Heard]:

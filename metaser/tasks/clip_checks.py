@@ -55,9 +55,6 @@ TELLS = 0.25
 TEXTS = ("text", "text_id", "sentence", "statement", "transcript")
 """Columns that say which text is spoken; the first one present is used."""
 
-UNREAD = (".m4a", ".aac", ".amr", ".wma", ".mp4", ".mkv", ".avi", ".mov", ".webm", ".3gp")
-"""Extensions of sound and video files that MetaSER does not read."""
-
 
 @dataclass(frozen=True)
 class Heard:
@@ -302,20 +299,20 @@ def some(items: Sequence[str], most: int = 5) -> str:
 
 
 def other_files(folder: Path) -> list[str]:
-    """Name the video and sound files below a folder that MetaSER does not read.
+    """Name the video files below a folder, which are not taken for clips.
 
     Returns
     -------
     list of str
         One sentence, or none if there are no such files.
     """
-    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in UNREAD)
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in audio.VIDEO)
     names = [path.relative_to(folder).as_posix() for path in paths]
     if not names:
         return []
     return [
-        f"{len(names)} files are video or sound of a kind that is not read: {some(names)}; if they "
-        "are clips, convert them, for example by `ffmpeg -i clip.mp4 clip.wav`"
+        f"{len(names)} files are video, which is not taken for clips: {some(names)}; if they are "
+        "clips, convert them, for example by `ffmpeg -i clip.mkv clip.wav`"
     ]
 
 

@@ -138,12 +138,12 @@ def test_giveaway_of_labels_that_are_told_and_of_chance():
 
 
 def test_video_and_other_sound_among_the_audio_is_named(tmp_path):
-    for name in ("a.wav", "b.mp4", "c/d.m4a", "notes.txt"):
+    for name in ("a.wav", "b.mkv", "c/d.avi", "notes.txt"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
     (line,) = clip_checks.other_files(tmp_path)
-    assert line.startswith("2 files are video or sound") and "b.mp4, c/d.m4a" in line
+    assert line.startswith("2 files are video,") and "b.mkv, c/d.avi" in line
 
 
 def test_one_recording_under_two_speakers_of_urdu(corpora):
