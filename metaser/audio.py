@@ -4,12 +4,12 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Self
 
 import numpy as np
 from soundfile import SoundFile, SoundFileError
@@ -84,7 +84,7 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sound:
     """An audio file that is open for reading.
 
@@ -105,8 +105,19 @@ class Sound:
     channels: int
     samples: int | None
     notes: tuple[str, ...]
+    _file: FileIO
     _streams: Sequence[tuple[SoundFile, int]] = ()
     _foreign: ffmpeg.Reading | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream, _slack in self._streams:
+            stream.close()
+        if self._foreign is not None:
+            self._foreign.close()
+        self._file.close()
 
     def blocks(self, most: int = BLOCK) -> Iterator[np.ndarray]:
         """Yield the samples until nothing comes; only once.
@@ -144,13 +155,14 @@ class Sound:
         if self._foreign is not None:
             yield from map(self._finite, self._foreign.blocks())
         for file, slack in self._streams:
-            count = 0
-            while len(block := _read_samples(file, most)):
+            count, stated, whole = 0, file.frames, file.subtype == "PCM_16"
+            read = _read_scaled if whole else _read_floats
+            while count < stated and len(block := read(file, most)):
                 count += len(block)
-                yield block if file.subtype == "PCM_16" else self._finite(block)
-            if count < file.frames - slack:
+                yield block if whole else self._finite(block)  # whole numbers are finite
+            if count < stated - slack:
                 raise AudioError(
-                    f"{self.path}: the file is truncated: its header states {file.frames} samples, "
+                    f"{self.path}: the file is truncated: its header states {stated} samples, "
                     f"{count} could be decoded; fetch it again"
                 )
 
@@ -163,8 +175,7 @@ class Sound:
         return block
 
 
-@contextmanager
-def opened(path: str | Path) -> Iterator[Sound]:
+def opened(path: str | Path) -> Sound:
     """Open a file for reading, by what it holds and not by what its header states.
 
     What is noteworthy about it (`Sound.notes`) is said once, as a warning of ``logging``.
@@ -175,6 +186,11 @@ def opened(path: str | Path) -> Iterator[Sound]:
         Audio file of any kind that libsndfile reads, or PyAV where it is installed; the first
         bytes decide, not the name.
 
+    Returns
+    -------
+    Sound
+        To be used in a ``with``, which closes it.
+
     Raises
     ------
     FileNotFoundError
@@ -183,44 +199,54 @@ def opened(path: str | Path) -> Iterator[Sound]:
         If the file is empty, undecodable or truncated; see also `Sound.blocks`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no audio file at {path}")
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(path.open("rb", buffering=0))
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                raise AudioError(f"{path}: the file is empty (0 bytes); fetch it again")
-            content = examine(file, size)
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror}); check its rights and its disk"
-            raise AudioError(f"{path}: {reason}") from error
+    try:
+        file = FileIO(path)
+        size = os.fstat(file.fileno()).st_size
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise FileNotFoundError(f"no audio file at {path}") from None
+    except OSError as error:
+        raise AudioError(_unreadable(path, error)) from error
+    try:
+        if size == 0:
+            raise AudioError(f"{path}: the file is empty (0 bytes); fetch it again")
+        content = examine(file, size)
         if content.fault:
             raise AudioError(f"{path}: {content.fault}")
-        sound = _opened(path, file, content, stack)
+        sound = (_foreign if content.ffmpeg else _own)(path, file, content)
         if not LOWEST_RATE <= sound.rate <= HIGHEST_RATE:
             raise AudioError(
                 f"{path}: the rate must be from {LOWEST_RATE} to {HIGHEST_RATE} Hz, not "
                 f"{sound.rate}; its header is damaged: fetch it again"
             )
-        for note in sound.notes:
-            _say(f"{path}: {note}")
-        yield sound
+    except OSError as error:
+        file.close()
+        raise AudioError(_unreadable(path, error)) from error
+    except AudioError:
+        file.close()
+        raise
+    for note in sound.notes:
+        _say(f"{path}: {note}")
+    return sound
 
 
-def _opened(path: Path, file: BinaryIO, content: Content, stack: ExitStack) -> Sound:
-    """Open what a file holds, by libsndfile or by PyAV."""
-    if content.ffmpeg:
-        return _foreign(path, file, content, stack)
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path}: cannot be read ({error.strerror}); check its rights and its disk"
+
+
+def _own(path: Path, file: FileIO, content: Content) -> Sound:
+    """Open what a file holds by libsndfile."""
     streams = []
     try:
         for piece in content.pieces:
-            os.lseek(file.fileno(), 0, os.SEEK_SET)
+            file.seek(0)
             source = Splice(file, piece.segments) if piece.segments else file.fileno()
-            streams.append((stack.enter_context(SoundFile(source, closefd=False)), piece.slack))
+            streams.append((SoundFile(source, closefd=False), piece.slack))
     except SoundFileError as error:
         raise AudioError(f"{path}: {_undecodable(path, error)}") from error
     first = streams[0][0]
+    if len(streams) == 1:
+        rate, channels = first.samplerate, first.channels
+        return Sound(path, rate, channels, first.frames, content.notes, file, streams)
     shapes = dict.fromkeys((one.samplerate, one.channels) for one, _ in streams)
     if len(shapes) > 1:
         listed = ", then ".join(f"{rate} Hz and {channels}" for rate, channels in shapes)
@@ -229,18 +255,17 @@ def _opened(path: Path, file: BinaryIO, content: Content, stack: ExitStack) -> S
             f"{listed}; cut it into one file for each"
         )
     total = sum(one.frames for one, _ in streams)
-    return Sound(path, first.samplerate, first.channels, total, content.notes, streams)
+    return Sound(path, first.samplerate, first.channels, total, content.notes, file, streams)
 
 
-def _foreign(path: Path, file: BinaryIO, content: Content, stack: ExitStack) -> Sound:
+def _foreign(path: Path, file: FileIO, content: Content) -> Sound:
     """Open a file by PyAV."""
     try:
         reading = ffmpeg.Reading(file, content.ffmpeg)
     except ffmpeg.UnreadError as error:
         raise AudioError(f"{path}: {error}") from error
-    stack.callback(reading.close)
     notes = content.notes + reading.notes
-    return Sound(path, reading.rate, reading.channels, None, notes, (), reading)
+    return Sound(path, reading.rate, reading.channels, None, notes, file, (), reading)
 
 
 @cache
@@ -294,13 +319,13 @@ def _too_long(sound: Sound, count: int, longest: float) -> str:
     )
 
 
-def _read_samples(file: SoundFile, most: int) -> np.ndarray:
-    """Return the next samples as float32 (samples, channels); 16-bit ones are scaled here.
+def _read_floats(file: SoundFile, most: int) -> np.ndarray:
+    """Return the next samples as float32 (samples, channels)."""
+    return file.read(most, dtype="float32", always_2d=True)
 
-    That is twice as fast as by libsndfile.
-    """
-    if file.subtype != "PCM_16":
-        return file.read(most, dtype="float32", always_2d=True)
+
+def _read_scaled(file: SoundFile, most: int) -> np.ndarray:
+    """Return the same from 16 bit; to scale them here is twice as fast as by libsndfile."""
     return np.multiply(file.read(most, dtype="int16", always_2d=True), 2.0**-15, dtype=np.float32)
 
 

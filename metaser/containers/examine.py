@@ -36,9 +36,11 @@ def examine(file: BinaryIO, size: int) -> Content:
         to be read as it is.
     """
     file.seek(0)
-    start = mpeg.tag_length(file.read(10))
-    file.seek(start)
     head = file.read(64)
+    start = mpeg.tag_length(head)
+    if start:
+        file.seek(start)
+        head = file.read(64)
     if head.startswith(b"fLaC"):
         return flac.examine(file, size, start)
     if head.startswith(b"OggS"):

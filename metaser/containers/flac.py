@@ -4,17 +4,18 @@ from typing import BinaryIO
 
 from metaser.containers.content import Content, Piece
 
-BLOCK = 2**20
-"""Bytes that are searched at once."""
+BLOCK = 2**16
+"""Bytes that are searched at once; the allocator hands out larger ones slowly."""
 
-TAIL = 2**16
+TAIL = 2**15
 """Bytes at the end in which the last frame is looked for first; most frames are shorter."""
 
 SIZES = {1: 192, **{k: 576 << (k - 2) for k in range(2, 6)}, **{k: 1 << k for k in range(8, 16)}}
 """Samples of a frame by its code; codes 6 and 7 give the number itself."""
 
 STREAM = b"fLaC\x00\x00\x00\x22"
-"""How each stream begins; with the mark, if nothing but the first block follows, b"\\x80"."""
+MARKS = (STREAM, b"fLaC\x80" + STREAM[5:])
+"""How each stream begins: further blocks follow the first one, or not."""
 
 
 def _crc_table() -> tuple[int, ...]:
@@ -32,9 +33,13 @@ CRC = _crc_table()
 
 def examine(file: BinaryIO, size: int, start: int) -> Content:
     """Find the streams of a FLAC file, see `metaser.containers.examine`."""
-    starts = _starts(file, start)
-    if not starts:
+    file.seek(start)
+    head = file.read(BLOCK)
+    if len(head) < 42 or head[4] & 0x7F or head[5:8] != STREAM[5:8]:
         return Content()
+    if _is_right(file, size, start, head):
+        return Content((Piece(((start, size),) if start else ()),))
+    starts = sorted({at for mark in MARKS for at in _find(file, start, size, mark)})
     pieces, notes = [], []
     if len(starts) > 1:
         notes.append(f"it holds {len(starts)} FLAC streams behind one another; all were read")
@@ -66,20 +71,33 @@ def examine(file: BinaryIO, size: int, start: int) -> Content:
     return Content(tuple(pieces), tuple(notes))
 
 
-def _starts(file: BinaryIO, start: int) -> list[int]:
-    """Return where streams begin."""
+def _is_right(file: BinaryIO, size: int, start: int, head: bytes) -> bool:
+    """Return whether there is one stream, as long as it states; quick for a short file."""
+    stated = int.from_bytes(head[21:26], "big") & 0xFFFFFFFFF
+    if size - start > len(head):
+        alone = not _find(file, start + 4, size, head[:12])
+        return alone and _total(file, start, size, head, stated) == stated
+    longest = int.from_bytes(head[15:18], "big")
+    at = len(head)
+    low = max(at - longest, 42) if longest else 42
+    while (at := head.rfind(b"\xff\xf8", low, at)) >= 0:
+        if _frame_end(head[at : at + 16], head) == stated:
+            return head.find(head[:12], 4) < 0
+    return False
+
+
+def _find(file: BinaryIO, place: int, size: int, mark: bytes) -> list[int]:
+    """Return where a mark stands from a place on."""
     found = []
-    place = start
     before = b""
-    file.seek(start)
-    while block := file.read(BLOCK):
-        text = before + block
+    file.seek(place)
+    while place < size and (block := file.read(BLOCK)):
+        text = before + block if before else block
         at = -1
-        for mark in (STREAM, b"fLaC\x80" + STREAM[5:]):
-            while (at := text.find(mark, at + 1)) >= 0:
-                found.append(place - len(before) + at)
-        before, place = text[-7:], place + len(block)
-    return sorted(set(found))
+        while (at := text.find(mark, at + 1)) >= 0:
+            found.append(place - len(before) + at)
+        before, place = text[1 - len(mark) :], place + len(block)
+    return found
 
 
 def _total(file: BinaryIO, begin: int, end: int, head: bytes, stated: int) -> int | None:
@@ -87,22 +105,23 @@ def _total(file: BinaryIO, begin: int, end: int, head: bytes, stated: int) -> in
 
     A number that agrees with the header is preferred: sound may hold what looks like a frame.
     """
-    found: list[int] = []
-    for reach in (TAIL, BLOCK * 16):
+    longest = int.from_bytes(head[15:18], "big")
+    for reach in (longest + 64 if longest else TAIL, 256 * BLOCK):
         low = max(begin + 42, end - reach)
         file.seek(low)
         tail = file.read(end - low)
-        at = len(tail)
-        while (at := tail.rfind(b"\xff", 0, at)) >= 0:
-            total = _frame_end(tail[at : at + 16], head)
-            if total is None:
-                continue
-            if total == stated:
-                return stated
-            found.append(total)
-        if found or low == begin + 42:
-            break
-    return found[0] if found else None
+        found = []
+        for mark in (b"\xff\xf8", b"\xff\xf9"):
+            at = len(tail)
+            while (at := tail.rfind(mark, 0, at)) >= 0:
+                total = _frame_end(tail[at : at + 16], head)
+                if total == stated:
+                    return stated
+                if total is not None:
+                    found.append((at, total))
+        if found:
+            return max(found)[1]
+    return None
 
 
 def _frame_end(frame: bytes, head: bytes) -> int | None:
