@@ -151,6 +151,18 @@ class Sound:
                 f"{self.path}: the file holds no samples (zero length); fetch it again"
             )
 
+    def read(self, longest: float = math.inf) -> np.ndarray:
+        """Return all samples, float32 (samples, channels); see `decode`."""
+        blocks, count = [], 0
+        if self.samples is not None and self.samples > longest * self.rate:
+            raise AudioError(_too_long(self, self.samples, longest))
+        for block in self.blocks():
+            count += len(block)
+            if count > longest * self.rate:
+                raise AudioError(_too_long(self, count, longest))
+            blocks.append(block)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
     def _decoded(self, most: int) -> Iterator[np.ndarray]:
         if self._foreign is not None:
             yield from map(self._finite, self._foreign.blocks())
@@ -300,15 +312,7 @@ def decode(path: str | Path, longest: float = math.inf) -> tuple[np.ndarray, int
         infinity.
     """
     with opened(path) as sound:
-        blocks, count = [], 0
-        if sound.samples is not None and sound.samples > longest * sound.rate:
-            raise AudioError(_too_long(sound, sound.samples, longest))
-        for block in sound.blocks():
-            count += len(block)
-            if count > longest * sound.rate:
-                raise AudioError(_too_long(sound, count, longest))
-            blocks.append(block)
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks), sound.rate
+        return sound.read(longest), sound.rate
 
 
 def _too_long(sound: Sound, count: int, longest: float) -> str:
