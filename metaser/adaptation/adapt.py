@@ -15,7 +15,7 @@ from metaser.adaptation.fitted import Fitted, voice_batch
 from metaser.adaptation.model_file import Adaptation, ModelFile, measured_at
 from metaser.batch import Batch
 from metaser.contracts import method_traits
-from metaser.features.hear import gather, hear, mixed_rates
+from metaser.features.hear import gather, hear, mixed_rates, without_speech
 from metaser.features.table import Features, enough_threads
 from metaser.features.voice import gate, varied_share
 from metaser.methods.inner_loop import Adapted
@@ -80,8 +80,8 @@ def adapt(
     heard = list(hear(clips.files, file.frontend()))
     contents = [clip.content for clip in heard]
     refuse_two_labels(clips, contents)
-    if mixed := mixed_rates(heard):
-        tell(mixed)
+    for warning in filter(None, (mixed_rates(heard), without_speech(heard))):
+        tell(warning)
     features, rows = gather(heard), np.arange(len(heard))
     targets = np.array([file.header.classes.index(emotion) for emotion in clips.emotions])
     speakers = None if clips.speakers is None else np.array(clips.speakers)

@@ -50,6 +50,8 @@ class Reading:
             self._sound = sounds[0]
             self._resampler = av.AudioResampler(format="fltp")
             self.rate, self.channels = self._sound.rate, self._sound.channels
+            if not self.rate or not self.channels:
+                raise UnreadError(_refusal(ValueError("no rate, or no channels")))
         except (av.FFmpegError, ValueError, OverflowError) as error:
             if isinstance(error, UnreadError):
                 raise

@@ -16,6 +16,7 @@ from metaser import audio
 from metaser.contracts import FrontEnd, compute_many
 from metaser.features.store import Ragged
 from metaser.features.table import Features
+from metaser.speech import lacks_speech
 
 PORTION_SECONDS = 120.0
 """Seconds of audio in memory at once; a longer clip or window is read alone."""
@@ -41,6 +42,8 @@ class Stretch:
         Digest of the file's audio; empty for a window.
     rate : int
         Samples per second of the file.
+    doubt : str
+        Why there can be no speech in it, if that was looked at.
     """
 
     file: Path
@@ -49,6 +52,7 @@ class Stretch:
     waveform: np.ndarray
     content: str
     rate: int
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Heard:
         Digest of the file's audio; empty for a window.
     rate : int
         Samples per second of the file.
+    doubt : str
+        Why there can be no speech in it, if that was looked at.
     """
 
     file: Path
@@ -75,6 +81,7 @@ class Heard:
     frames: np.ndarray
     content: str
     rate: int
+    doubt: str = ""
 
 
 def read_clip(path: Path, longest: float = math.inf) -> Stretch:
@@ -139,7 +146,7 @@ def hear_windows(
 
 def _clips(files: Iterable[Path], rate: int) -> Iterator[Stretch]:
     for path in files:
-        yield at_rate(read_clip(path, LONGEST), rate)
+        yield _doubted(at_rate(read_clip(path, LONGEST), rate), rate)
 
 
 def _windows(files: Iterable[Path], rate: int, window: float, hop: float) -> Iterator[Stretch]:
@@ -151,7 +158,12 @@ def _windows(files: Iterable[Path], rate: int, window: float, hop: float) -> Ite
                     continue
                 start = index * step / sound.rate
                 end = start + len(samples) / sound.rate
-                yield at_rate(Stretch(path, start, end, samples, "", sound.rate), rate)
+                stretch = Stretch(path, start, end, samples, "", sound.rate)
+                yield _doubted(at_rate(stretch, rate), rate)
+
+
+def _doubted(stretch: Stretch, rate: int) -> Stretch:
+    return replace(stretch, doubt=lacks_speech(stretch.waveform, rate))
 
 
 def _overlapping(blocks: Iterable[np.ndarray], size: int, step: int) -> Iterator[np.ndarray]:
@@ -194,7 +206,8 @@ def _compute(portion: Sequence[Stretch], frontend: FrontEnd) -> Iterator[Heard]:
                 f"{stretch.file}: the features of {type(frontend).__name__} must be finite, but "
                 "some are not finite: check the file by `metaser tasks check`"
             )
-        yield Heard(stretch.file, stretch.start, stretch.end, values, stretch.content, stretch.rate)
+        place = stretch.file, stretch.start, stretch.end
+        yield Heard(*place, values, stretch.content, stretch.rate, stretch.doubt)
 
 
 def gather(heard: Sequence[Heard]) -> Features:
@@ -203,6 +216,19 @@ def gather(heard: Sequence[Heard]) -> Features:
     frames = np.concatenate([stretch.frames for stretch in heard])
     contents = np.array([stretch.content for stretch in heard])
     return Features(Ragged(frames, np.cumsum(lengths) - lengths, lengths), lengths, contents)
+
+
+def without_speech(heard: Sequence[Heard]) -> str:
+    """Return a warning about stretches in which there can be no speech, or "" if there are none."""
+    doubted = [stretch for stretch in heard if stretch.doubt]
+    if not doubted:
+        return ""
+    named = list(dict.fromkeys(f"{stretch.file} ({stretch.doubt})" for stretch in doubted))
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return (
+        f"{len(doubted)} of {len(heard)} clips or windows hold no speech: {', '.join(named[:3])}"
+        f"{more}; listen to them, and leave them out"
+    )
 
 
 def mixed_rates(heard: Sequence[Heard]) -> str:
