@@ -29,9 +29,6 @@ EXTENSIONS = (
 OFTEN_VIDEO = (".mp4", ".3gp", ".3g2", ".webm")
 """Those of them that are as often video, which may lie beside the same clip as sound."""
 
-VIDEO = (".mkv", ".avi", ".mov", ".m4v", ".wmv", ".flv", ".mpg")
-"""How the names of video files end, which are not taken for clips unless they are named."""
-
 LOWEST_RATE, HIGHEST_RATE = 1000, 1_000_000
 """Samples per second that a file may have; a header that states others is damaged."""
 

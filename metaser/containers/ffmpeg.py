@@ -46,8 +46,15 @@ class Reading:
             self._container = av.open(file, mode="r", format=reader, metadata_errors="replace")
             sounds = self._container.streams.audio
             if not sounds:
-                raise UnreadError("the file holds no sound; leave it out")
+                raise UnreadError(
+                    "there is no sound in the file, or not yet; fetch it again, or leave it out"
+                )
             self._sound = sounds[0]
+            if self._sound.codec_context is None:
+                raise UnreadError(
+                    "its sound is of a kind that this FFmpeg lacks; convert it by `ffmpeg -i "
+                    "clip.m4a clip.wav`"
+                )
             self._resampler = av.AudioResampler(format="fltp")
             self.rate, self.channels = self._sound.rate, self._sound.channels
             if not self.rate or not self.channels:
@@ -85,7 +92,7 @@ class Reading:
                     yield block
         except self._error as error:
             raise UnreadError(_refusal(error)) from error
-        if self.seconds is not None and count / self.rate < 0.98 * self.seconds - 0.5:
+        if self.seconds is not None and count / self.rate < 0.99 * self.seconds - 0.1:
             raise UnreadError(
                 f"the file is truncated: its header states {self.seconds:.1f} s, "
                 f"{count / self.rate:.1f} s could be decoded; fetch it again"

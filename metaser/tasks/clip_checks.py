@@ -26,6 +26,9 @@ LOWEST, HIGHEST = 100.0, 3800.0
 RATE = 8000
 """Samples per second at which waveforms are compared."""
 
+UNREAD = (".mkv", ".avi", ".mov", ".m4v", ".wmv", ".flv", ".mpg")
+"""Extensions of video files, which are not taken for clips."""
+
 FULL_SCALE = 0.999
 """Magnitude from which a sample counts as clipped; the largest possible is 1."""
 
@@ -340,7 +343,7 @@ def other_files(folder: Path) -> list[str]:
     list of str
         One sentence, or none if there are no such files.
     """
-    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in audio.VIDEO)
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in UNREAD)
     names = [path.relative_to(folder).as_posix() for path in paths]
     if not names:
         return []
