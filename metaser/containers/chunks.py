@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from metaser.containers.content import Content, Piece
+from metaser.containers.content import Content, Piece, Segment
 
 STREAMED = 0x7FFFF000
 """Sizes in 32 bits from here on mean that the size was not known: the file was streamed."""
@@ -168,12 +168,16 @@ def _judge(
             "read: write it anew, for example by `ffmpeg -i clip.wav new.wav`"
         )
     counted = there + (kind.head if kind is not None and kind.whole else 0)
-    if wide == 4 and counted >= STREAMED:
+    if wide == 4 and counted > STREAMED:
         counted = 0xFFFFFFFF
     number = struct.pack(sound.format, counted)
     begin = as_it_is.pieces[0].segments[0][0] if as_it_is.pieces[0].segments else 0
     assert isinstance(begin, int)
-    segments = ((begin, sound.place), number, (sound.place + wide, size))
+    head: tuple[Segment, ...] = ((begin, sound.place),)
+    if counted == 0xFFFFFFFF and kind is KINDS[b"RIFF"]:  # above 4 GiB: as RF64, with a long size
+        long = struct.pack("<4s4x4s4sIQQQI", b"RF64", b"WAVE", b"ds64", 28, size, there, 0, 0)
+        head = (long, (begin + kind.first, sound.place))
+    segments = (*head, number, (sound.place + wide, size))
     return Content((Piece(segments),), (note,) if note else ())
 
 

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import struct
 from dataclasses import replace
 
@@ -238,6 +239,15 @@ def test_a_note_is_said_once_and_a_name_does_not_matter(tmp_path, caplog):
         for _ in range(3):
             assert len(audio.read(path)) == len(_talk())
     assert len(caplog.records) == 1 and str(path) in caplog.text
+
+
+def test_a_wav_of_more_than_four_gibibytes_is_as_long_as_it_is(tmp_path):
+    content = bytearray(_bytes(np.zeros(RATE), "WAV"))
+    size = 2**32 + 20 * RATE  # its size counts from 0 again
+    struct.pack_into("<I", content, 40, 20 * RATE)
+    (tmp_path / "a.wav").write_bytes(content)
+    os.truncate(tmp_path / "a.wav", 44 + size)  # takes no room on the disk
+    assert audio.duration(tmp_path / "a.wav") == size / 2 / RATE
 
 
 def test_a_damaged_rate_is_refused(tmp_path):
