@@ -12,8 +12,9 @@ import metaser
 
 ROOT = Path(metaser.__file__).parent
 FLOORS = (
+    ("containers", "mono"),
     ("naming", "files", "machine", "batch", "losses", "metrics", "stats", "rows", "audio", "video")
-    + ("safe_librosa", "synthetic"),
+    + ("safe_librosa", "speech", "synthetic"),
     ("contracts", "outside", "recording"),
     ("model", "frontends", "backbones", "tasks", "report"),
     ("features", "methods", "export"),

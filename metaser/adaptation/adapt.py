@@ -16,7 +16,7 @@ from metaser.adaptation.fitted import Fitted, voice_batch, where_neutral
 from metaser.adaptation.model_file import NEUTRAL, Adaptation, ModelFile, measured_at
 from metaser.batch import Batch
 from metaser.contracts import method_traits
-from metaser.features.hear import gather, hear, mixed_rates
+from metaser.features.hear import gather, hear, mixed_rates, without_speech
 from metaser.features.table import Features, enough_threads
 from metaser.features.voice import gate, varied_share
 from metaser.methods.inner_loop import Adapted
@@ -81,7 +81,7 @@ def adapt(
     heard = list(hear(clips.files, file.frontend()))
     contents = [clip.content for clip in heard]
     refuse_two_labels(clips, contents)
-    for doubt in (mixed_rates(heard), contradiction(clips)):
+    for doubt in (mixed_rates(heard), contradiction(clips), without_speech(heard)):
         if doubt:
             tell(doubt)
     features, rows = gather(heard), np.arange(len(heard))

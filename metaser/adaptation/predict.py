@@ -1,5 +1,6 @@
 """Predict the emotion of clips or of long recordings."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,15 @@ from metaser.adaptation.calibration import probabilities
 from metaser.adaptation.fitted import Fitted
 from metaser.adaptation.model_file import ModelFile
 from metaser.adaptation.voices import ONE, Given, given_clips, known_voices, speakers_of
-from metaser.features.hear import Heard, gather, hear, hear_windows
+from metaser.features.hear import Heard, gather, hear, hear_windows, without_speech
+
+log = logging.getLogger(__name__)
 
 PORTION = 256
 """Clips or windows that are scored at once."""
 
 UNSURE = "unsure"
-"""Reported in place of an emotion whose probability is below the threshold."""
+"""Reported in place of an emotion whose probability is below the threshold, or without speech."""
 
 
 def predict(
@@ -46,7 +49,8 @@ def predict(
         Length of the windows and distance between their starts, in seconds; ``hop`` is half of
         ``window`` if not given. Without a window, a file is one clip.
     abstain : float
-        Probability, in [0, 1], below which the emotion is "unsure".
+        Probability, in [0, 1], below which the emotion is "unsure"; so it is where there can be no
+        speech, which is said as a warning of ``logging``.
     by_these : bool
         Normalise by all audio of ``paths`` together, instead of by the clips that the model was
         adapted to. A model that is not adapted does so in any case.
@@ -230,12 +234,15 @@ def _table(
     shares = probabilities(logits, file.temperature)
     best = shares.argmax(axis=1)
     confidence = shares.max(axis=1)
+    unsure = (confidence < abstain) | np.array([bool(stretch.doubt) for stretch in heard])
+    if warning := without_speech(heard):
+        log.warning("%s; their emotion is %s", warning, UNSURE)
     names = np.array(file.header.classes, object)
     columns = {
         "file": [str(stretch.file) for stretch in heard],
         "start": [round(stretch.start, 3) for stretch in heard],
         "end": [round(stretch.end, 3) for stretch in heard],
-        "emotion": np.where(confidence < abstain, UNSURE, names[best]),
+        "emotion": np.where(unsure, UNSURE, names[best]),
         "confidence": confidence,
     }
     present = file.predictor.classes.numpy()

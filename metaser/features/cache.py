@@ -17,7 +17,7 @@ from typing import Any
 import platformdirs
 from filelock import FileLock
 
-from metaser import audio, files, recording, video
+from metaser import audio, containers, files, mono, recording, video
 from metaser.contracts import frontend_traits
 from metaser.frontends import FAMILIES
 from metaser.naming import kind_of
@@ -28,8 +28,11 @@ from metaser.tasks.task import Task, require_audio
 LIBRARIES = {"audio": ("librosa", "soxr", "soundfile"), "text": ("scikit-learn",), "video": ()}
 """Packages whose versions affect the numbers of all front ends of a modality."""
 
-READERS = {"audio": (audio,), "text": (), "video": (video,)}
-"""Modules that read the files of a modality; their code affects the numbers, too."""
+READERS = {"audio": (mono,), "text": (), "video": (video,)}
+"""Modules through which what is read passes; their code affects the numbers, too."""
+
+DECODERS = (audio, *containers.MODULES)
+"""Modules that decode sound; where their code changes, files are decoded again, not extracted."""
 
 
 def default_cache() -> Path:
@@ -173,8 +176,18 @@ def audio_folder(task: Task) -> Path:
 
 
 def _notes_path(task: Task, root: Path) -> Path:
-    """Return the path of the notes on one audio folder; a copy of the corpus has its own."""
-    return root / task.name / f"files-{_digest(os.path.realpath(audio_folder(task)))}.json"
+    """Return the path of the notes on one audio folder; a copy of the corpus has its own.
+
+    What a file holds is as the decoders found it, so their code is part of the name.
+    """
+    place = os.path.realpath(audio_folder(task)), _decoders()
+    return root / task.name / f"files-{_digest(place)}.json"
+
+
+@functools.cache
+def _decoders() -> str:
+    """Return a digest of the code that decodes sound."""
+    return _digest([code_without_words(inspect.getsource(module)) for module in DECODERS])
 
 
 def read_notes(task: Task, root: Path) -> dict[str, str]:

@@ -4,18 +4,19 @@ Extraction, adapting, predicting and selecting all read sound here, so each of t
 from a file.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from metaser import audio
 from metaser.contracts import FrontEnd, compute_many
 from metaser.features.store import Ragged
 from metaser.features.table import Features
+from metaser.speech import lacks_speech
 
 PORTION_SECONDS = 120.0
 """Seconds of audio in memory at once; a longer clip or window is read alone."""
@@ -41,6 +42,8 @@ class Stretch:
         Digest of the file's audio; empty for a window.
     rate : int
         Samples per second of the file.
+    doubt : str
+        Why there can be no speech in it, if that was looked at.
     """
 
     file: Path
@@ -49,6 +52,7 @@ class Stretch:
     waveform: np.ndarray
     content: str
     rate: int
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Heard:
         Digest of the file's audio; empty for a window.
     rate : int
         Samples per second of the file.
+    doubt : str
+        Why there can be no speech in it, if that was looked at.
     """
 
     file: Path
@@ -75,17 +81,18 @@ class Heard:
     frames: np.ndarray
     content: str
     rate: int
+    doubt: str = ""
 
 
-def read_clip(path: Path) -> Stretch:
+def read_clip(path: Path, longest: float = math.inf) -> Stretch:
     """Decode a whole file; its waveform is (samples, channels) at the file's own rate.
 
     Raises
     ------
     AudioError
-        If the file cannot be read.
+        If the file cannot be read, or lasts more than ``longest`` seconds.
     """
-    samples, rate = audio.decode(path)
+    samples, rate = audio.decode(path, longest)
     return Stretch(path, 0.0, len(samples) / rate, samples, audio.digest(samples, rate), rate)
 
 
@@ -139,40 +146,36 @@ def hear_windows(
 
 def _clips(files: Iterable[Path], rate: int) -> Iterator[Stretch]:
     for path in files:
-        seconds = audio.duration(path)
-        if seconds > LONGEST:
-            raise audio.AudioError(
-                f"{path} must be at most {LONGEST:g} s long to have one label, not {seconds:.0f} "
-                "s: read it in windows (--window 4 --hop 2)"
-            )
-        yield at_rate(read_clip(path), rate)
+        yield _doubted(at_rate(read_clip(path, LONGEST), rate), rate)
 
 
 def _windows(files: Iterable[Path], rate: int, window: float, hop: float) -> Iterator[Stretch]:
     for path in files:
-        audio.duration(path)  # refuses a file that is no audio
-        with soundfile.SoundFile(path) as file:
-            file_rate = file.samplerate
-            size, step = round(window * file_rate), round(hop * file_rate)
-            blocks = file.blocks(size, size - step, dtype="float32", always_2d=True)
-            decoded = 0
-            for index, samples in enumerate(blocks):
-                decoded = index * step + len(samples)
+        with audio.opened(path) as sound:
+            size, step = round(window * sound.rate), round(hop * sound.rate)
+            for index, samples in enumerate(_overlapping(sound.blocks(), size, step)):
                 if index and len(samples) < size / 2:
                     continue
-                if not np.isfinite(samples).all():
-                    raise audio.AudioError(
-                        f"{path}: all samples must be finite, but some are NaN or infinite: repair "
-                        "the file or leave it out"
-                    )
-                start = index * step / file_rate
-                end = start + len(samples) / file_rate
-                yield at_rate(Stretch(path, start, end, samples, "", file_rate), rate)
-            if decoded < file.frames:
-                raise audio.AudioError(
-                    f"{path}: the file must have {file.frames} samples, as its header states, not "
-                    f"{decoded}; it is truncated: fetch it again"
-                )
+                start = index * step / sound.rate
+                end = start + len(samples) / sound.rate
+                stretch = Stretch(path, start, end, samples, "", sound.rate)
+                yield _doubted(at_rate(stretch, rate), rate)
+
+
+def _doubted(stretch: Stretch, rate: int) -> Stretch:
+    return replace(stretch, doubt=lacks_speech(stretch.waveform, rate))
+
+
+def _overlapping(blocks: Iterable[np.ndarray], size: int, step: int) -> Iterator[np.ndarray]:
+    """Yield windows of ``size`` samples that begin every ``step``, a shorter one at the end."""
+    held, ended = None, 0  # samples from the next window on, and how many of them were given
+    for block in blocks:
+        held = block if held is None else np.concatenate([held, block])
+        while len(held) >= size:
+            yield held[:size]
+            held, ended = held[step:], size - step
+    if held is not None and len(held) > ended:
+        yield held
 
 
 def compute_frames(stretches: Iterable[Stretch], frontend: FrontEnd) -> Iterator[Heard]:
@@ -203,7 +206,8 @@ def _compute(portion: Sequence[Stretch], frontend: FrontEnd) -> Iterator[Heard]:
                 f"{stretch.file}: the features of {type(frontend).__name__} must be finite, but "
                 "some are not finite: check the file by `metaser tasks check`"
             )
-        yield Heard(stretch.file, stretch.start, stretch.end, values, stretch.content, stretch.rate)
+        place = stretch.file, stretch.start, stretch.end
+        yield Heard(*place, values, stretch.content, stretch.rate, stretch.doubt)
 
 
 def gather(heard: Sequence[Heard]) -> Features:
@@ -212,6 +216,19 @@ def gather(heard: Sequence[Heard]) -> Features:
     frames = np.concatenate([stretch.frames for stretch in heard])
     contents = np.array([stretch.content for stretch in heard])
     return Features(Ragged(frames, np.cumsum(lengths) - lengths, lengths), lengths, contents)
+
+
+def without_speech(heard: Sequence[Heard]) -> str:
+    """Return a warning about stretches in which there can be no speech, or "" if there are none."""
+    doubted = [stretch for stretch in heard if stretch.doubt]
+    if not doubted:
+        return ""
+    named = list(dict.fromkeys(f"{stretch.file} ({stretch.doubt})" for stretch in doubted))
+    more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+    return (
+        f"{len(doubted)} of {len(heard)} clips or windows hold no speech: {', '.join(named[:3])}"
+        f"{more}; listen to them, and leave them out"
+    )
 
 
 def mixed_rates(heard: Sequence[Heard]) -> str:

@@ -23,6 +23,8 @@ from metaser.tasks.task import Task
 SILENT = 1e-3
 """Peak of a clip below which it counts as silent: -60 dB, relative to full scale."""
 
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
 SHORT = 0.3
 """Seconds below which a clip counts as short."""
 
@@ -57,9 +59,17 @@ class Check:
         lines += [f"  good: {line}" for line in self.good]
         lines += [f"  note: {line}" for line in self.notes]
         lines += [f"  PROBLEM: {line}" for line in self.problems]
-        count = len(self.problems)
-        verdict = f"{count} problem{'s' if count > 1 else ''}" if count else "nothing wrong"
-        return "\n".join([*lines, f"  {verdict}"])
+        return "\n".join([*lines, f"  {self._verdict()}"])
+
+    def _verdict(self) -> str:
+        count, notes = len(self.problems), len(self.notes)
+        if count:
+            return f"{count} problem{'s' if count > 1 else ''}"
+        if not notes:
+            return "nothing wrong"
+        number = NUMBERS[notes] if notes < len(NUMBERS) else str(notes)
+        usable = "usable" if self.facts else "the folder is right"
+        return f"{usable}; {number} thing{'s' if notes > 1 else ''} to know"
 
 
 def check_task(
@@ -249,7 +259,7 @@ def _check_audio(
         delayed(clip_checks.listen)(place / file) for file in files
     )
     clique = dict(zip(files, table["clique"], strict=True))
-    unusable, silent, short = [], [], []
+    unusable, silent, short, noted = [], [], [], []
     copies: dict[str, list[str]] = {}
     for file, clip in zip(files, measured, strict=True):
         if clip.error:
@@ -258,6 +268,7 @@ def _check_audio(
         copies.setdefault(clip.digest, []).append(file)
         if clip.peak < SILENT:
             silent.append(file)
+        noted += [f"{file}: {note}" for note in clip.notes]
         if clip.seconds < SHORT:
             short.append(f"{file} ({clip.seconds:.2f} s)")
     double = [
@@ -268,7 +279,7 @@ def _check_audio(
         "silent files, peak below -60 dBFS": silent,
         "the same audio under several names, not declared under [duplicates]": double,
     }
-    notes = {f"clips shorter than {SHORT} s": short}
+    notes = {f"clips shorter than {SHORT} s": short, "of clips that were read": noted}
     good, suspicious = clip_checks.judge(table, measured)
     return _counted(problems), _counted(notes) + suspicious, good
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from metaser import audio
+from metaser.mono import OFFSET, at_rate, to_mono
 
 FRAME = 0.02
 """Seconds from one frame of a fingerprint to the next."""
@@ -25,6 +26,9 @@ LOWEST, HIGHEST = 100.0, 3800.0
 RATE = 8000
 """Samples per second at which waveforms are compared."""
 
+UNREAD = (".mkv", ".avi", ".mov", ".m4v", ".wmv", ".flv", ".mpg")
+"""Extensions of video files, which are not taken for clips."""
+
 FULL_SCALE = 0.999
 """Magnitude from which a sample counts as clipped; the largest possible is 1."""
 
@@ -36,6 +40,12 @@ NEIGHBOURS = 5
 
 CANDIDATES = 0.88
 """Two clips whose fingerprints correlate by at least this much have their waveforms compared."""
+
+SOUNDS = 1e-4
+"""Power, relative to the mean of a clip, above which the clip counts as sounding."""
+
+ROUNDING = 1e-10
+"""Energy, relative to that of whole clips, below which a product is mere rounding."""
 
 ALIKE = 0.95
 """Two clips whose waveforms correlate by at least this much count as one recording."""
@@ -55,9 +65,6 @@ TELLS = 0.25
 TEXTS = ("text", "text_id", "sentence", "statement", "transcript")
 """Columns that say which text is spoken; the first one present is used."""
 
-UNREAD = (".m4a", ".aac", ".amr", ".wma", ".mp4", ".mkv", ".avi", ".mov", ".webm", ".3gp")
-"""Extensions of sound and video files that MetaSER does not read."""
-
 
 @dataclass(frozen=True)
 class Heard:
@@ -69,7 +76,7 @@ class Heard:
         Why the clip cannot be used, or "". If there is an error, the other attributes keep their
         defaults.
     peak : float
-        Largest magnitude of a sample; full scale is 1.
+        Largest magnitude of a sample of the clip as mono; full scale is 1.
     seconds : float
         Length of the clip.
     digest : str
@@ -86,6 +93,10 @@ class Heard:
         float32, (frames, bands): logarithm of the energy every 20 ms; the mean of each band is 0.
     waveform : numpy.ndarray
         float32, (samples,): the clip as mono at 8000 samples per second.
+    notes : tuple of str
+        What is noteworthy about the file, see `audio.Sound`, and about its channels.
+    offset : float
+        Constant part that is taken away when the clip is read; full scale is 1.
     """
 
     error: str = ""
@@ -98,6 +109,8 @@ class Heard:
     quiet: float = 0.0
     fingerprint: np.ndarray = field(default_factory=lambda: np.zeros((0, BANDS), np.float32))
     waveform: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    notes: tuple[str, ...] = ()
+    offset: float = 0.0
 
 
 def listen(path: Path) -> Heard:
@@ -106,10 +119,11 @@ def listen(path: Path) -> Heard:
     A file that cannot be decoded raises no error: the reason is in `Heard.error`.
     """
     try:
-        samples, rate = audio.decode(path)
+        with audio.opened(path) as sound:
+            samples, rate, notes = sound.read(), sound.rate, sound.notes
     except audio.AudioError as error:
         return Heard(error=str(error).removeprefix(f"{path}: "))
-    mono = samples.mean(axis=1)
+    mono, note = to_mono(samples)
     power = _band_power(mono, rate)
     size = max(round(FRAME * rate), 1)
     frames = mono[: len(mono) // size * size].reshape(-1, size)
@@ -118,7 +132,7 @@ def listen(path: Path) -> Heard:
         level = 10 * np.log10((mono**2).mean())
     logarithm = np.log(power + 1e-8)
     return Heard(
-        peak=float(np.abs(samples).max()),
+        peak=float(np.abs(mono).max()),
         seconds=len(samples) / rate,
         digest=audio.digest(samples, rate),
         rate=rate,
@@ -126,7 +140,9 @@ def listen(path: Path) -> Heard:
         clipped=float((np.abs(samples) >= FULL_SCALE).mean()),
         quiet=float((loud < QUIET).mean()) if len(loud) else 0.0,
         fingerprint=(logarithm - logarithm.mean(axis=0)).astype(np.float32),
-        waveform=audio.convert(path, samples, rate, RATE),
+        waveform=at_rate(mono, rate, RATE),
+        notes=notes + (note,) * bool(note),
+        offset=float(abs(samples.mean() - mono.mean())) if not note else 0.0,
     )
 
 
@@ -191,7 +207,8 @@ def lag_correlation(a: np.ndarray, b: np.ndarray, rate: float) -> float:
     """Return the largest correlation of two signals over all lags at which they overlap enough.
 
     Enough is one second and half of the longer signal, or the whole of the shorter signal if that
-    is less.
+    is less. Besides, both must sound for one second of it, or for half of what sounds in one of the
+    two: a silent overlap says nothing.
 
     Parameters
     ----------
@@ -203,17 +220,33 @@ def lag_correlation(a: np.ndarray, b: np.ndarray, rate: float) -> float:
     Returns
     -------
     float
-        In [-1, 1]; 1 for equal signals.
+        In [-1, 1]; 1 for equal signals, 0 if they never sound together for long enough.
     """
     from scipy.signal import fftconvolve
 
+    first, second = _sounding(a, rate), _sounding(b, rate)
+    counts = first.sum(), second.sum()
+    if not min(counts):
+        return 0.0
     overlap = _running_sum(np.ones(len(a)), len(b))
     enough = overlap > min(len(a), len(b), max(len(a) / 2, len(b) / 2, rate)) - 0.5
-    product = fftconvolve(a, b[::-1], axes=0).sum(axis=1)
-    energy = _running_sum((a**2).sum(axis=1), len(b)) * _running_sum(
-        (b[::-1] ** 2).sum(axis=1), len(a)
-    )
-    return float((product / (np.sqrt(np.maximum(energy, 0)) + 1e-9))[enough].max())
+    enough &= fftconvolve(first, second[::-1]) > min(min(counts) / 2, rate) - 0.5
+    if not enough.any():
+        return 0.0
+    product = fftconvolve(a, b[::-1], axes=0).sum(axis=1)[enough]
+    powers = (a.astype(float) ** 2).sum(axis=1), (b[::-1].astype(float) ** 2).sum(axis=1)
+    energy = _running_sum(powers[0], len(b)) * _running_sum(powers[1], len(a))
+    least = ROUNDING * powers[0].sum() * powers[1].sum()
+    return float(np.clip(product / np.sqrt(np.maximum(energy[enough], least)), -1, 1).max())
+
+
+def _sounding(signal: np.ndarray, rate: float) -> np.ndarray:
+    """Return 1 where a signal sounds, and 0 where it is below its mean power by 40 dB or more."""
+    from scipy.ndimage import uniform_filter1d
+
+    power = (signal.astype(float) ** 2).sum(axis=1)
+    level = uniform_filter1d(power, max(round(FRAME * rate), 1), mode="constant")
+    return (level > SOUNDS * power.mean()).astype(float)
 
 
 def _running_sum(values: np.ndarray, width: int) -> np.ndarray:
@@ -289,6 +322,7 @@ def judge(table: pd.DataFrame, heard: Sequence[Heard]) -> tuple[list[str], list[
     for what, share, most in (
         ("clips are clipped: over 0.1 % of their samples are at full scale", "clipped", CLIPPED),
         ("clips are mostly silence: 80 % of the time is below -60 dB", "quiet", MOSTLY),
+        ("clips have a constant offset, which is taken away when they are read", "offset", OFFSET),
     ):
         files = [file for file, clip in zip(table["file"], heard) if getattr(clip, share) > most]
         findings.append(("", f"{len(files)} {what}: {some(files)}" if files else ""))
@@ -302,7 +336,7 @@ def some(items: Sequence[str], most: int = 5) -> str:
 
 
 def other_files(folder: Path) -> list[str]:
-    """Name the video and sound files below a folder that MetaSER does not read.
+    """Name the video files below a folder, which are not taken for clips.
 
     Returns
     -------
@@ -314,8 +348,8 @@ def other_files(folder: Path) -> list[str]:
     if not names:
         return []
     return [
-        f"{len(names)} files are video or sound of a kind that is not read: {some(names)}; if they "
-        "are clips, convert them, for example by `ffmpeg -i clip.mp4 clip.wav`"
+        f"{len(names)} files are video, which is not taken for clips: {some(names)}; if they are "
+        "clips, convert them, for example by `ffmpeg -i clip.mkv clip.wav`"
     ]
 
 

@@ -74,7 +74,9 @@ def find_files(facts: TaskFile, place: Path) -> tuple[list[str], int]:
     ValueError
         If the folder holds no audio file.
     """
-    files = [path.relative_to(place).as_posix() for path in audio.find(place)]
+    films = facts.video.extension.lower() if facts.video else None
+    found = [path for path in audio.find(place) if path.suffix.lower() != films]
+    files = [path.relative_to(place).as_posix() for path in found]
     if not files:
         raise ValueError(
             f"the folder must hold audio files ({', '.join(audio.EXTENSIONS)}), but holds no audio "

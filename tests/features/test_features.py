@@ -138,7 +138,9 @@ def test_files_that_come_and_go_leave_the_others_as_they_are(task, tmp_path):
 
 def test_files_that_have_not_changed_are_not_decoded(task, tmp_path, monkeypatch):
     decode, decoded = audio.decode, []
-    monkeypatch.setattr(audio, "decode", lambda path: decoded.append(path) or decode(path))
+    monkeypatch.setattr(
+        audio, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest)
+    )
     for _ in range(2):
         extract(task, Chunks(), tmp_path / "cache")
         assert len(decoded) == 6

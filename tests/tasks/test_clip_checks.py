@@ -68,6 +68,29 @@ def test_copies_are_found_though_quieter_cut_or_encoded_and_others_are_not(hear)
     assert clip_checks.near_duplicates(heard[:12]) == []
 
 
+@pytest.mark.parametrize("rest", [0, 1e-5])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_a_silent_overlap_says_nothing(rest, kind):
+    rng = np.random.default_rng(0)
+    end = rest * rng.standard_normal(3 * RATE)
+    one, other, short = (rng.standard_normal(length) for length in (RATE, RATE, RATE // 20))
+    clips = [np.concatenate([part, end]).astype(kind)[:, None] for part in (one, other, short)]
+    clips.append(np.zeros((RATE, 1), kind))
+    found = [[clip_checks.lag_correlation(a, b, RATE) for a in clips] for b in clips]
+    expected = np.diag([1, 1, 1, 0])
+    np.testing.assert_allclose(found, expected, atol=0.15)
+    assert np.abs(found).max() <= 1
+
+
+def test_an_offset_and_channels_that_cancel_are_told(hear):
+    wave = 0.1 * np.random.default_rng(0).standard_normal(RATE)
+    assert hear(wave + 0.2, "a.wav").offset == pytest.approx(0.2, abs=1e-2)
+    assert hear(wave, "b.wav").offset == 0 == len(hear(wave, "b.wav").notes)
+    upside = hear(np.stack([wave, -wave], axis=1), "c.wav")
+    assert "cancel each other" in upside.notes[0] and upside.level == hear(wave, "b.wav").level
+    assert hear(np.full(RATE, 0.3), "d.wav").peak < 1e-3
+
+
 def table(emotions, speakers, **columns):
     found = pd.DataFrame({"emotion": emotions, "speaker": speakers})
     found["unit"] = pd.factorize(found["speaker"])[0]
@@ -138,12 +161,12 @@ def test_giveaway_of_labels_that_are_told_and_of_chance():
 
 
 def test_video_and_other_sound_among_the_audio_is_named(tmp_path):
-    for name in ("a.wav", "b.mp4", "c/d.m4a", "notes.txt"):
+    for name in ("a.wav", "b.mkv", "c/d.avi", "notes.txt"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
     (line,) = clip_checks.other_files(tmp_path)
-    assert line.startswith("2 files are video or sound") and "b.mp4, c/d.m4a" in line
+    assert line.startswith("2 files are video,") and "b.mkv, c/d.avi" in line
 
 
 def test_one_recording_under_two_speakers_of_urdu(corpora):

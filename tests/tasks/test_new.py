@@ -247,9 +247,9 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(record, tmp_path):
 def test_empty_folders_and_other_files(record, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "it is empty" in run("--audio", tmp_path / "empty").output
-    (tmp_path / "empty" / "talk.mp4").write_bytes(b"film")
+    (tmp_path / "empty" / "talk.mkv").write_bytes(b"film")
     refused = run("--audio", tmp_path / "empty")
-    assert refused.exit_code == 2 and ".mp4" in refused.output and "ffmpeg" in refused.output
+    assert refused.exit_code == 2 and ".mkv" in refused.output and "ffmpeg" in refused.output
     folder = record(NAMES)
     (folder / "ali_ang_1.wav").write_text("not audio at all, only text")
     refused = run("--audio", folder, "--speaker", "1")
