@@ -9,6 +9,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from metaser.files import is_system
+
 EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64")
 
 _STATED_SIZE = re.compile(
@@ -24,7 +26,7 @@ class AudioError(ValueError):
 def find(folder: str | Path) -> list[Path]:
     """Find the audio files below a folder, at any depth, sorted by path.
 
-    Hidden files and folders (whose names start with a dot) are passed over, links are followed.
+    Files and folders of the system (`metaser.files.is_system`) are passed over, links are followed.
 
     Raises
     ------
@@ -45,11 +47,11 @@ def find(folder: str | Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_system(name))
         found += [
             Path(root, name)
             for name in names
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+            if name.lower().endswith(EXTENSIONS) and not is_system(name)
         ]
     return sorted(found, key=lambda path: path.as_posix())
 

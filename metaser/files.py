@@ -2,6 +2,7 @@
 
 import json
 import os
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,31 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+SYSTEM = frozenset(
+    ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "__macosx")
+    + ("$recycle.bin", "system volume information", "lost+found", "@eadir", "#recycle")
+)
+"""Files and folders that systems leave among a user's own, beside those that begin with a dot."""
+
+
+def is_system(name: str) -> bool:
+    """Return whether a name is of a file or folder that a system made, and nobody recorded.
+
+    >>> [is_system(name) for name in (".DS_Store", "Thumbs.db", "~$labels.xlsx", "01.wav")]
+    [True, True, True, False]
+    """
+    return name.startswith((".", "~$")) or name.casefold() in SYSTEM
+
+
+def users_files(folder: Path) -> list[Path]:
+    """Return the files below a folder at any depth, sorted, without those of the system."""
+    found: list[Path] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_system(name)]
+        found += [Path(root, name) for name in names if not is_system(name)]
+    return sorted(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +117,27 @@ def write_table(path: str | Path, table: "pd.DataFrame") -> None:
     """Write a table as CSV without its index, numbers with six digits, whole or not at all."""
     with whole(path) as part:
         table.to_csv(part, index=False, float_format="%.6g")
+
+
+def read_toml(path: Path) -> dict:
+    """Read a TOML file in UTF-8, with or without a byte-order mark, or in UTF-16 with one.
+
+    Raises
+    ------
+    ValueError
+        If it is no TOML; the message says where.
+    """
+    content = path.read_bytes()
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        return tomllib.loads(content.decode("utf-16" if wide else "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"a TOML file must be text in UTF-8, but line {line} is not: save it in UTF-8"
+        ) from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"not valid TOML ({error}): correct it there") from error
 
 
 def read_json(path: Path) -> dict:

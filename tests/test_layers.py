@@ -12,7 +12,8 @@ import metaser
 
 ROOT = Path(metaser.__file__).parent
 FLOORS = (
-    ("naming", "files", "machine", "batch", "losses", "metrics", "stats", "rows", "audio", "video")
+    ("files",),
+    ("naming", "machine", "batch", "losses", "metrics", "stats", "rows", "audio", "video")
     + ("safe_librosa", "synthetic"),
     ("contracts", "outside", "recording"),
     ("model", "frontends", "backbones", "tasks", "report"),

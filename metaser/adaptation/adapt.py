@@ -9,7 +9,7 @@ import torch
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from metaser import metrics
-from metaser.adaptation.clips import Clips, refuse_two_labels
+from metaser.adaptation.clips import Clips, known_speakers, refuse_two_labels
 from metaser.adaptation.expect import Expected, Folds, expect
 from metaser.adaptation.fitted import Fitted, voice_batch
 from metaser.adaptation.model_file import Adaptation, ModelFile, measured_at
@@ -76,6 +76,7 @@ def adapt(
             "the model must be one that `metaser train` made, not one that is adapted to "
             f"{file.header.adaptation.name!r} already: adapt the trained model instead"
         )
+    clips = replace(clips, speakers=known_speakers(clips.files, clips.speakers))
     clips = _chosen(clips, file.header.classes, shots, seed)
     heard = list(hear(clips.files, file.frontend()))
     contents = [clip.content for clip in heard]

@@ -91,10 +91,17 @@ def adapt(
     model: Model,
     folder: Annotated[
         Path | None,
-        typer.Argument(help="Labelled clips in sub-folders named by emotion (and speaker below)."),
+        typer.Argument(
+            help="Labelled clips in sub-folders named by emotion (and speaker below), or a table "
+            "of labels in the folder of its clips."
+        ),
     ] = None,
     *,
     out: Annotated[Path, typer.Option(help="Model file to write.")],
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Table that labels the clips of the folder, such as that of select."),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Take the clips of this task instead.")] = None,
     shots: Annotated[
         int | None, typer.Option(min=1, help="Clips per class, drawn at random; all if not given.")
@@ -130,14 +137,21 @@ def adapt(
         with quick_imports():
             from metaser.adaptation import adapt as adaptation
             from metaser.adaptation.card import expected_lines, warnings
-            from metaser.adaptation.clips import labelled_folder
+            from metaser.adaptation.clips import labelled_folder, labelled_table
             from metaser.adaptation.model_file import load, save
 
         file = load(model)
         source: dict[str, Any]
         if task is None:
             folder = folder or Path()
-            clips = labelled_folder(folder, file.header.classes, mapping, drop or (), speaker)
+            if table is None and folder.is_file():
+                folder, table = folder.parent, folder
+            said = file.header.classes, mapping, drop or ()
+            clips = (
+                labelled_folder(folder, *said, speaker, _note)
+                if table is None
+                else labelled_table(table, *said, folder=folder, speaker=speaker, tell=_note)
+            )
             source = {"name": folder.resolve().name}
         else:
             read = _present(task, data, tasks)
