@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from zipfile import BadZipFile
 
 import pandas as pd
 
+from metaser.files import written
 from metaser.naming import some
 from metaser.tasks.text_tables import read_lines, read_text_table
 
@@ -234,12 +234,13 @@ def _write_audio(clips: Sequence[Mapping[str, Any]], place: Path) -> list[str]:
     names = [Path(clip["path"] or f"{i:05d}.wav").name for i, clip in enumerate(clips)]
     if len(set(names)) < len(names):
         names = [f"{i:05d}_{name}" for i, name in enumerate(names)]
-    with tempfile.TemporaryDirectory(dir=place.parent) as part:
+    with written(place), tempfile.TemporaryDirectory(dir=place.parent) as part:
+        own = Path(part, place.name)
+        own.mkdir()
         for name, clip in zip(names, clips, strict=True):
             content = clip["bytes"]
-            Path(part, name).write_bytes(
+            (own / name).write_bytes(
                 Path(clip["path"]).read_bytes() if content is None else content
             )
-        os.chmod(part, 0o755)
-        shutil.copytree(part, place)
+        os.rename(own, place)
     return names

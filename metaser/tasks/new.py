@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from metaser import audio
-from metaser.files import users_files
+from metaser.files import users_files, written
 from metaser.naming import nearest, some
 from metaser.tasks import identity
 from metaser.tasks.check import Check, check_task
@@ -448,7 +448,7 @@ def write(
     same = same_audio(clips)
     document = _document(facts, clips, mapping, drop, new=new, audio_name=audio_name, same=same)
     into.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=into, prefix=".new-") as temporary:
+    with written(folder), tempfile.TemporaryDirectory(dir=into, prefix=".new-") as temporary:
         part = Path(temporary, facts.name)
         part.mkdir()
         _write_folder(part, document, facts, clips)

@@ -4,6 +4,9 @@ import csv
 import io
 
 import pytest
+import tomli_w
+from builders import write_noise
+from numpy.random import default_rng
 
 from metaser import tasks
 from metaser.tasks.label_tables import read_table
@@ -127,20 +130,16 @@ def test_rows_go_to_their_own_files_and_others_are_named():
 
 
 def test_a_task_says_how_much_of_it_was_found(tmp_path, caplog):
-    from builders import write_noise
-    from numpy.random import default_rng
-    from test_tasks import EMOTION
-    from test_tasks import HEAD as FACTS
-
     for i in range(3):
         write_noise(tmp_path / f"data/test/{i}.wav", default_rng(i))
     place = tmp_path / "sw_test"
     place.mkdir()
-    table = '[table]\nfile = "t.csv"\nplace = "task"\n'
-    columns = 'columns = { file = "file", speaker = "speaker", emotion = "code" }\n'
-    (place / "task.toml").write_bytes(
-        b"\xef\xbb\xbf" + (FACTS + table + columns + EMOTION).encode()
-    )
+    facts = {"audio": "test", "version": 1, "speakers": 2, "utterances": 8, "language": "sw"}
+    facts |= dict.fromkeys(("corpus", "licence", "homepage", "reference"), "x")
+    columns = {"file": "file", "speaker": "speaker", "emotion": "code"}
+    facts["table"] = {"file": "t.csv", "place": "task", "columns": columns}
+    facts["emotion"] = {"a": "angry", "h": "happy"}
+    (place / "task.toml").write_text(tomli_w.dumps(facts), encoding="utf-8-sig")
     (place / "t.csv").write_text("file,speaker,code\n0.wav,s1,a\nb\\1.wav,s2,h\n2.wav,s2,h\n")
     task = tasks.require_audio(tasks.read_task(place, tmp_path / "data"))
     assert task.table["file"].tolist() == ["0.wav", "2.wav"]
