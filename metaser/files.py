@@ -227,7 +227,12 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Mapping, *, indent: int | None = None) -> None:
     """Write an object as JSON, whole or not at all."""
     end = "\n" if indent else ""
-    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + end)
+    text = json.dumps(content, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # names of files in another encoding
+        text = json.dumps(content, indent=indent)
+    write_text(path, text + end)
 
 
 def write_table(path: str | Path, table: "pd.DataFrame") -> None:

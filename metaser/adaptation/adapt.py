@@ -6,6 +6,8 @@ from itertools import chain
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from metaser import metrics
@@ -35,6 +37,7 @@ def adapt(
     task_version: int | None = None,
     synthetic: bool = False,
     tell: Callable[[str], None] = lambda sentence: None,
+    progress: bool = False,
 ) -> ModelFile:
     """Adapt a model to labelled clips.
 
@@ -56,6 +59,8 @@ def adapt(
         Whether the clips are synthetic speech, for the header.
     tell : callable
         Called with a warning, if the clips give reason for one.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
@@ -78,7 +83,8 @@ def adapt(
         )
     clips = replace(clips, speakers=known_speakers(clips.files, clips.speakers))
     clips = _chosen(clips, file.header.classes, shots, seed)
-    heard = list(hear(clips.files, file.frontend()))
+    seen = track(clips.files, "hearing", console=Console(stderr=True), transient=True)
+    heard = list(hear(seen if progress else clips.files, file.frontend()))
     contents = [clip.content for clip in heard]
     refuse_two_labels(clips, contents)
     if mixed := mixed_rates(heard):

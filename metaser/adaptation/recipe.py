@@ -180,7 +180,8 @@ def prepare(
     job = Job(recipe.setup_name, (recipe.method,), tuple(tasks), (), 0)
     materials = gather(recipe.settled, [job], tasks, places, progress=console.is_terminal)
     frontend = recipe.settled.frontends["audio"]
-    raw = {name: extract(task, frontend, places.cache) for name, task in tasks.items()}
+    shown = console.is_terminal
+    raw = {n: extract(task, frontend, places.cache, progress=shown) for n, task in tasks.items()}
     return materials, raw
 
 

@@ -14,6 +14,7 @@ from metaser.cli.options import (
     Folders,
     Jobs,
     check_out,
+    named_on_stdin,
     plain_errors,
     quick_imports,
     resumable,
@@ -158,7 +159,8 @@ def adapt(
             clips = _clips_of(read, file.header.classes)
             source = {"name": read.name, "task_version": read.version, "synthetic": read.synthetic}
         _note_versions(file.header)
-        adapted = adaptation.adapt(file, clips, shots=shots, seed=seed, tell=_note, **source)
+        source |= {"tell": _note, "progress": sys.stderr.isatty()}
+        adapted = adaptation.adapt(file, clips, shots=shots, seed=seed, **source)
         save(out, adapted)
     _print_lines(warnings(adapted.header))
     typer.echo("\n".join(expected_lines(adapted.header)))
@@ -225,16 +227,17 @@ def predict(
         file = load(model)
         _note_versions(file.header)
         _print_lines(warnings(file.header))
-        names = [line.rstrip("\n") for line in sys.stdin] if files == ["-"] else files
-        names = [name for name in names if name]
+        failed: dict[str, str] = {}
         table = prediction.predict(
             file,
-            names,
+            named_on_stdin() if files == ["-"] else files,
             window=window,
             hop=hop,
             abstain=abstain,
             by_these=by_these,
             speaker=given[0] if given else None,
+            failed=failed,
+            progress=sys.stderr.isatty(),
         )
         if csv is not None:
             _write(csv, table.to_csv(index=False, float_format="%.4f"))
@@ -243,6 +246,11 @@ def predict(
             _write(jsonl, lines.rstrip("\n") + "\n")
     if csv is None and jsonl is None:
         _print_table(table)
+    if failed:
+        done = table["file"].nunique()
+        _print_lines([f"metaser: {len(failed)} of {len(failed) + done} files were not predicted:"])
+        _print_lines([f"  {why}" for why in failed.values()])
+        raise typer.Exit(1)
 
 
 def evaluate(
@@ -264,7 +272,8 @@ def evaluate(
         file = load(model)
         _note_versions(file.header)
         scored = restrict(_present(task, data, tasks), file.header.classes)
-        features = extract(scored, file.frontend(), cache, jobs=jobs)
+        shown = sys.stderr.isatty()
+        features = extract(scored, file.frontend(), cache, jobs=jobs, progress=shown)
         result = evaluation.evaluate(file, scored.table, features)
     _print_lines(warnings(file.header))
     if any(source.name == scored.name for source in file.header.sources):

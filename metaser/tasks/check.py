@@ -1,6 +1,7 @@
 """Examine a task thoroughly: its folder, its names and labels, every sample of its audio."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,10 +250,17 @@ def _check_audio(
 ) -> tuple[list[str], list[str], list[str]]:
     """Decode each usable clip; return what is wrong, what is suspicious, and what is good."""
     from joblib import Parallel, delayed
+    from rich.console import Console
+    from rich.progress import track
 
     files = list(table["file"])
-    measured: list[clip_checks.Heard] = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads")(
+    work = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads", return_as="generator")(
         delayed(clip_checks.listen)(place / file) for file in files
+    )
+    measured: list[clip_checks.Heard] = list(
+        track(work, "hearing", len(files), console=Console(stderr=True), transient=True)
+        if sys.stderr.isatty()
+        else work
     )
     clique = dict(zip(files, table["clique"], strict=True))
     unusable, silent, short = [], [], []

@@ -128,6 +128,12 @@ def find_audio(folder: Path) -> list[str]:
         If it holds no audio; the message says which files it holds instead.
     """
     files = [path.relative_to(folder).as_posix() for path in audio.find(folder)]
+    foreign = [file for file in files if not _is_utf8(file)]
+    if foreign:
+        raise ValueError(
+            f"the names of files must be in UTF-8, as a task is written, but {len(foreign)} are "
+            f"not, such as {foreign[0]!r}: rename them, for example by convmv"
+        )
     if files:
         return files
     others = sorted({path.suffix.lower() or "no extension" for path in _other_files(folder)})
@@ -137,6 +143,10 @@ def find_audio(folder: Path) -> list[str]:
         f"it {content}: convert video and other sound first, for example by "
         "`ffmpeg -i clip.mp4 clip.wav`"
     )
+
+
+def _is_utf8(name: str) -> bool:
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _other_files(folder: Path) -> list[Path]:
