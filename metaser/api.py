@@ -10,7 +10,7 @@ import pandas as pd
 from metaser.adaptation import adapt as adapting
 from metaser.adaptation import evaluate as evaluating
 from metaser.adaptation import predict as predicting
-from metaser.adaptation.clips import Clips, labelled_folder
+from metaser.adaptation.clips import Clips, labelled_folder, labelled_table
 from metaser.adaptation.evaluate import Evaluation
 from metaser.adaptation.model_file import ModelFile, load, save
 from metaser.adaptation.recipe import read_recipe
@@ -116,7 +116,8 @@ def adapt(
     model : str, Path or ModelFile
         As ``train_model`` made it; not changed.
     clips : str, Path, Clips or Task
-        A folder with sub-folders named by emotion (and speaker below), labelled files, or a task.
+        A folder with sub-folders named by emotion (and speaker below), a table of labels in the
+        folder of its clips, labelled files, or a task.
     labels : mapping of str to str, optional
         What the name of a sub-folder means, such as ``{"arrabbiato": "angry"}``.
     drop : sequence of str
@@ -148,7 +149,8 @@ def adapt(
         clips = Clips(paths, tuple(task.table["emotion"]), tuple(task.table["speaker"]))
     elif not isinstance(clips, Clips):
         options = {"name": Path(clips).resolve().name}
-        clips = labelled_folder(clips, classes, labels, drop, speaker)
+        read = labelled_table if Path(clips).is_file() else labelled_folder
+        clips = read(clips, classes, labels, drop, speaker=speaker)
     return adapting.adapt(file, clips, shots=shots, seed=seed, **options)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from soundfile import SoundFile, SoundFileError
 
 from metaser.containers import Content, Splice, examine, ffmpeg
+from metaser.files import is_system
 from metaser.mono import at_rate, to_mono
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ class AudioError(ValueError):
 def find(folder: str | Path) -> list[Path]:
     """Find the audio files below a folder, at any depth, sorted by path.
 
-    Hidden files and folders (whose names start with a dot) are passed over, links are followed. So
-    is a file that may be video (``OFTEN_VIDEO``) where a sound of the same name lies beside it.
+    Files and folders of the system (`metaser.files.is_system`) are passed over, links are followed.
+    So is a file that may be video (``OFTEN_VIDEO``) where a sound of the same name lies beside it.
 
     Raises
     ------
@@ -65,8 +66,8 @@ def find(folder: str | Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        own = [n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith(".")]
+        folders[:] = sorted(name for name in folders if not is_system(name))
+        own = [n for n in names if n.lower().endswith(EXTENSIONS) and not is_system(n)]
         sounds = {Path(n).stem for n in own if not n.lower().endswith(OFTEN_VIDEO)}
         found += [
             Path(root, n)

@@ -8,7 +8,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any, Literal
@@ -31,6 +31,16 @@ def nearest(word: str, known: Collection[str]) -> str:
     """
     close = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def some(items: Sequence[str], most: int = 5) -> str:
+    """Join the first items by commas, and say how many more there are.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b, and 1 more'
+    """
+    more = f", and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
 
 
 def one_of(name: object, known: Mapping[str, Any], what: str, hint: str = "") -> Any:

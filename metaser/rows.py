@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from filelock import FileLock
+from metaser.files import lock, written
 
 
 class Row(TypedDict):
@@ -65,12 +65,16 @@ def append_row(path: Path, row: dict) -> None:
     NaN, which JSON does not know, is written as null.
     """
     line = json.dumps(_without_nan(row), allow_nan=False) + "\n"
-    with FileLock(f"{path}.lock"):
+    with lock(f"{path}.lock"), written(path):
         cut_torn_line(path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            cut_torn_line(path)
+            raise
 
 
 def read_rows(path: Path) -> list[dict]:

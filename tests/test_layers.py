@@ -12,8 +12,8 @@ import metaser
 
 ROOT = Path(metaser.__file__).parent
 FLOORS = (
-    ("containers", "mono"),
-    ("naming", "files", "machine", "batch", "losses", "metrics", "stats", "rows", "audio", "video")
+    ("containers", "files", "mono"),
+    ("naming", "machine", "batch", "losses", "metrics", "stats", "rows", "audio", "video")
     + ("safe_librosa", "speech", "synthetic"),
     ("contracts", "outside", "recording"),
     ("model", "frontends", "backbones", "tasks", "report"),

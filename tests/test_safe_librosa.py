@@ -3,10 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from metaser import safe_librosa
 
 LOADED = r"""
-import inspect, re, sys
-import filelock, numpy as np
+import contextlib, inspect, re, sys
+import numpy as np
 
 COMPILED = re.compile(r"^@(numba\.)?(gu)?vectorize\($", re.MULTILINE)
 
@@ -14,17 +20,15 @@ def compiled():
     modules = [module for name, module in sys.modules.items() if name.startswith("librosa.")]
     return {m.__name__ for m in modules if COMPILED.search(inspect.getsource(m))}
 
-class Lock(filelock.FileLock):
-    def __enter__(self):
-        before.update(compiled())
-        return super().__enter__()
-    def __exit__(self, *error):
-        inside.update(compiled())
-        return super().__exit__(*error)
+@contextlib.contextmanager
+def lock(*arguments):
+    before.update(compiled())
+    yield
+    inside.update(compiled())
 
 before, inside = set(), set()
 import metaser.safe_librosa
-metaser.safe_librosa.FileLock = Lock
+metaser.safe_librosa.lock = lock
 from metaser.frontends import MFCC, Leaf, LogMel, Prosody, Statistics
 from metaser.recording import draw_situation, rerecord
 noise = np.random.default_rng(0).normal(size=16000).astype(np.float32)
@@ -44,3 +48,22 @@ def test_front_ends_compile_nothing_outside_the_lock():
     before, inside, outside = done.stdout.strip().split("|")
     assert before == outside == "set()"
     assert "librosa.core.pitch" in inside
+
+
+@pytest.mark.parametrize("home", ["home", "none/at/all"])
+def test_numba_keeps_what_it_compiles_where_it_can(tmp_path, monkeypatch, home):
+    """A package that cannot be written stands in for a read-only install."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "none").write_text("")  # a file, so that nothing can be made below it
+    place = tmp_path / home
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    monkeypatch.setattr(safe_librosa.tempfile, "gettempdir", lambda: str(tmp_path))
+    spec = SimpleNamespace(origin=str(tmp_path / "none" / "librosa" / "__init__.py"))
+    monkeypatch.setattr(safe_librosa.importlib.util, "find_spec", lambda name: spec)
+    safe_librosa._numba_cache()
+    chosen = Path(os.environ["NUMBA_CACHE_DIR"])
+    monkeypatch.delenv("NUMBA_CACHE_DIR")
+    own = tmp_path / f"metaser-numba-{os.getuid()}"
+    assert chosen == (place / "metaser" / "numba" if home == "home" else own)
+    assert chosen.is_dir() and chosen.stat().st_mode & 0o77 == 0

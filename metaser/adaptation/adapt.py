@@ -6,11 +6,13 @@ from itertools import chain
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import track
 from scipy.special import softmax
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from metaser import metrics
-from metaser.adaptation.clips import Clips, contradiction, refuse_two_labels
+from metaser.adaptation.clips import Clips, contradiction, known_speakers, refuse_two_labels
 from metaser.adaptation.expect import Clues, Expected, Folds, Told, expect
 from metaser.adaptation.fitted import Fitted, voice_batch, where_neutral
 from metaser.adaptation.model_file import NEUTRAL, Adaptation, ModelFile, measured_at
@@ -36,6 +38,7 @@ def adapt(
     task_version: int | None = None,
     synthetic: bool = False,
     tell: Callable[[str], None] = lambda sentence: None,
+    progress: bool = False,
 ) -> ModelFile:
     """Adapt a model to labelled clips.
 
@@ -57,6 +60,8 @@ def adapt(
         Whether the clips are synthetic speech, for the header.
     tell : callable
         Called with a warning, if the clips give reason for one.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
@@ -76,17 +81,23 @@ def adapt(
             "the model must be one that `metaser train` made, not one that is adapted to "
             f"{file.header.adaptation.name!r} already: adapt the trained model instead"
         )
-    _check_speakers(clips)
+    clips = replace(clips, speakers=known_speakers(clips.files, clips.speakers))
     clips = _chosen(clips, file.header.classes, shots, seed)
-    heard = list(hear(clips.files, file.frontend()))
-    contents = [clip.content for clip in heard]
-    refuse_two_labels(clips, contents)
-    for doubt in (mixed_rates(heard), contradiction(clips), without_speech(heard)):
+    seen = track(clips.files, "hearing", console=Console(stderr=True), transient=True)
+    heard = list(hear(seen if progress else clips.files, file.frontend()))
+    refuse_two_labels(clips, [clip.content for clip in heard])
+    for doubt in (mixed_rates(heard), contradiction(clips)):
         if doubt:
             tell(doubt)
+    if doubt := without_speech(heard):
+        tell(f"{doubt}; they are not learnt from, and say nothing about the model")
+        spoken = [row for row, clip in enumerate(heard) if not clip.doubt]
+        heard, clips = [heard[row] for row in spoken], _some(clips, spoken)
+        clips = _chosen(clips, file.header.classes, None, seed)
+    contents = [clip.content for clip in heard]
     features, rows = gather(heard), np.arange(len(heard))
     targets = np.array([file.header.classes.index(emotion) for emotion in clips.emotions])
-    speakers = np.array(clips.speakers) if any(clips.speakers or ()) else None
+    speakers = None if clips.speakers is None else np.array(clips.speakers)
     fitted = fit(file, features, rows, targets, speakers)
     expected = foresee(file, features, rows, targets, speakers, trust=fitted.trust, seed=seed)
     counts = np.bincount(targets)
@@ -106,17 +117,6 @@ def adapt(
     )
     header = file.header.model_copy(update={"adaptation": facts})
     return replace(file, header=header, fitted=fitted)
-
-
-def _check_speakers(clips: Clips) -> None:
-    """Refuse clips of which some have a speaker and others have not."""
-    speakers = clips.speakers or ()
-    unknown = [path for path, who in zip(clips.files, speakers) if not who]
-    if unknown and any(speakers):
-        raise ValueError(
-            f"who speaks must be known of all clips or of none, but it is not of {len(unknown)} of "
-            f"{len(speakers)}, such as {unknown[0]}: name these speakers, or leave all out"
-        )
 
 
 def _chosen(clips: Clips, classes: Sequence[str], shots: int | None, seed: int) -> Clips:
@@ -145,6 +145,11 @@ def _chosen(clips: Clips, classes: Sequence[str], shots: int | None, seed: int) 
             )
     rng = np.random.default_rng(seed)
     rows = sorted(chain.from_iterable(rng.permutation(own)[:shots] for own in by_class.values()))
+    return _some(clips, rows)
+
+
+def _some(clips: Clips, rows: Sequence[int]) -> Clips:
+    """Return some of the clips."""
     return Clips(
         tuple(clips.files[row] for row in rows),
         tuple(clips.emotions[row] for row in rows),

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from metaser.adaptation.expect import Band, Expected, Folds, OffsetBand
@@ -322,7 +322,7 @@ def save(path: str | Path, file: ModelFile) -> None:
     unused = set() if file.header.outside else {"outside"}
     header = {"metaser": file.header.model_dump_json(exclude=unused)}
     with whole(path) as part:
-        save_file(tensors, part, metadata=header)
+        part.write_bytes(serialise(tensors, metadata=header))
 
 
 def read_header(path: str | Path) -> Header:

@@ -3,22 +3,34 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.progress import track
 
-from metaser import audio
+from metaser import audio, naming
 from metaser.adaptation.calibration import probabilities
 from metaser.adaptation.fitted import Fitted
 from metaser.adaptation.model_file import ModelFile
 from metaser.adaptation.voices import ONE, Given, given_clips, known_voices, speakers_of
 from metaser.features.hear import Heard, gather, hear, hear_windows, without_speech
+from metaser.files import users_files
+from metaser.tasks.clip_checks import UNREAD
 
 log = logging.getLogger(__name__)
 
 PORTION = 256
 """Clips or windows that are scored at once."""
+
+TOGETHER = 16
+"""Files that are read at once, where some may fail."""
+
+Reader = Callable[[Iterable[Path]], Iterator[Heard]]
+"""From files to clips or windows."""
 
 UNSURE = "unsure"
 """Reported in place of an emotion whose probability is below the threshold, or without speech."""
@@ -36,6 +48,8 @@ def predict(
     voice: Sequence[str | Path] = (),
     neutral: Sequence[str | Path] = (),
     tell: Callable[[str], None] = lambda sentence: None,
+    failed: dict[str, str] | None = None,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Recognise the emotion of clips, or of each window of long recordings.
 
@@ -65,6 +79,11 @@ def predict(
         in files that the pattern fits.
     tell : callable
         Called with a warning, if the clips give reason for one.
+    failed : dict, optional
+        Takes the name of each file that cannot be read, and why; the rest is then predicted. Where
+        it is not given, the first such file is an error.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
@@ -83,25 +102,34 @@ def predict(
         raise ValueError(
             f"abstain must be a probability from 0 to 1, not {abstain:g}: choose one such as 0.5"
         )
-    files = audio_files(paths)
+    files = audio_files(paths, failed)
     frontend = file.frontend()
     if window is None:
         if hop is not None:
             raise ValueError(
                 f"hop must come with a window, not alone (hop = {hop:g}): add --window, in seconds"
             )
-        heard: Iterable[Heard] = hear(files, frontend)
+        read: Reader = partial(hear, frontend=frontend)
     else:
-        heard = hear_windows(files, frontend, window, window / 2 if hop is None else hop)
+        length, step = window, window / 2 if hop is None else hop
+        read = partial(hear_windows, frontend=frontend, window=length, hop=step)
     given = _given(voice, neutral, speaker)
     if given is not None:
         speaker = speaker or ONE
     if speaker is not None:
         _check_voices(file, tell)
+    seen = track(files, "predicting", console=Console(stderr=True), transient=True)
+    every: Iterable[Path] = seen if progress else files
+    heard = read(every) if failed is None else _readable(every, read, failed)
     tables = _tables(
         file, heard, abstain, by_these=by_these, speaker=speaker, given=given, tell=tell
     )
-    return pd.concat(tables, ignore_index=True)
+    found = list(tables)
+    if not found:
+        raise ValueError(
+            f"at least one file must be readable, but none of {len(files)} is: {_listed(failed)}"
+        )
+    return pd.concat(found, ignore_index=True)
 
 
 def _given(
@@ -138,6 +166,31 @@ def _check_voices(file: ModelFile, tell: Callable[[str], None]) -> None:
         )
 
 
+def _listed(failed: dict[str, str] | None) -> str:
+    return naming.some([f"{name} ({why})" for name, why in (failed or {}).items()], 3)
+
+
+def _readable(files: Iterable[Path], read: Reader, failed: dict[str, str]) -> Iterator[Heard]:
+    """Yield what can be read, a few files at once; note why the others cannot be."""
+    list(read([]))  # refuses wrong windows
+    left = iter(files)
+    while some_files := list(islice(left, TOGETHER)):
+        try:
+            yield from list(read(some_files))
+        except (ValueError, OSError):
+            for path in some_files:
+                try:
+                    yield from list(read([path]))
+                except (ValueError, OSError) as error:
+                    why = "" if path.name in str(error) else f"{path}: "
+                    failed[readable_name(path)] = readable_name(f"{why}{error}")
+
+
+def readable_name(path: str | Path) -> str:
+    """Return a path as text; bytes that are no UTF-8 stand as codes that begin with a backslash."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
 def _tables(
     file: ModelFile,
     heard: Iterable[Heard],
@@ -152,6 +205,8 @@ def _tables(
     fitted = file.fitted
     if file.normalises and (fitted is None or by_these or speaker is not None):
         heard = everything = list(heard)  # all features, for their means, but not the audio
+        if not everything:
+            return
         features, rows = gather(everything), np.arange(len(everything))
         if fitted is None:
             fitted = file.fitted_to(features, rows)
@@ -184,35 +239,61 @@ def _tell_unknown(
         )
 
 
-def audio_files(paths: Sequence[str | Path]) -> list[Path]:
+def audio_files(paths: Sequence[str | Path], failed: dict[str, str] | None = None) -> list[Path]:
     """Return the audio files among some paths, and inside those that are folders.
+
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        Files and folders.
+    failed : dict, optional
+        Takes paths without audio and files of a folder that are sound of a kind that is not read,
+        and why, as in ``predict``.
 
     Raises
     ------
     FileNotFoundError
-        If one of the paths does not exist.
+        If one of the paths does not exist and ``failed`` is not given.
     ValueError
-        If a folder holds no audio file, or there are no paths.
+        If a folder holds no audio file and ``failed`` is not given, or there are no paths.
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            found = audio.find(path)
-            if not found:
-                raise ValueError(
-                    f"{path} must hold audio files ({', '.join(audio.EXTENSIONS)}), but it holds "
-                    "none: choose another folder"
-                )
-            files += found
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise FileNotFoundError(
-                f"{path} must be an audio file or a folder, but there is none: check the path"
-            )
+        try:
+            files += _files_at(path)
+        except (ValueError, OSError) as error:
+            if failed is None:
+                raise
+            failed[readable_name(path)] = str(error)
+        if failed is not None and path.is_dir():
+            for other in users_files(path):
+                if other.suffix.lower() in UNREAD:
+                    failed[readable_name(other)] = (
+                        f"{other} is video or sound of a kind that is not read: convert it, for "
+                        "example by `ffmpeg -i clip.mp4 clip.wav`"
+                    )
     if not files:
+        if failed:
+            raise ValueError(next(iter(failed.values())))
         raise ValueError("at least one audio file or folder must be given, not none: name some")
     return files
+
+
+def _files_at(path: Path) -> list[Path]:
+    """Return the audio files at a path: itself, or those in it."""
+    if path.is_dir():
+        found = audio.find(path)
+        if not found:
+            raise ValueError(
+                f"{path} must hold audio files ({', '.join(audio.EXTENSIONS)}), but it holds "
+                "none: choose another folder"
+            )
+        return found
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} must be an audio file or a folder, but there is none: check the path"
+        )
+    return [path]
 
 
 def _portions(heard: Iterable[Heard]) -> Iterator[list[Heard]]:
@@ -239,7 +320,7 @@ def _table(
         log.warning("%s; their emotion is %s", warning, UNSURE)
     names = np.array(file.header.classes, object)
     columns = {
-        "file": [str(stretch.file) for stretch in heard],
+        "file": [readable_name(stretch.file) for stretch in heard],
         "start": [round(stretch.start, 3) for stretch in heard],
         "end": [round(stretch.end, 3) for stretch in heard],
         "emotion": np.where(unsure, UNSURE, names[best]),

@@ -202,7 +202,8 @@ def prepare(
     job = Job(recipe.setup_name, (recipe.method,), tuple(sources), (), 0)
     materials = gather(recipe.settled, [job], tasks, places, progress=console.is_terminal)
     frontend = recipe.settled.frontends["audio"]
-    raw = {name: extract(task, frontend, places.cache) for name, task in tasks.items()}
+    shown = console.is_terminal
+    raw = {n: extract(task, frontend, places.cache, progress=shown) for n, task in tasks.items()}
     others = [(tasks[name], raw.pop(name)) for name in tasks if name not in sources]
     return materials, raw, others
 

@@ -1,17 +1,27 @@
 """Train a model that others can adapt, and measure it on languages left out in turn."""
 
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 from rich.console import Console
 
 from metaser.adaptation.expect import fit_bands
 from metaser.adaptation.measure import DRAWS, measure, measure_quality
 from metaser.adaptation.model_file import Header, save
 from metaser.adaptation.recipe import Recipe, prepare, train_file
+from metaser.benchmark.materials import Material
+from metaser.benchmark.plan import present_tasks
+from metaser.benchmark.trainings import source_episodes
+from metaser.contracts import method_traits
+from metaser.features.table import Features
 from metaser.files import Places
 from metaser.outside import pinned
+from metaser.protocol.build import method_type
+from metaser.tasks.task import Task
 
 
 def train_model(
@@ -53,10 +63,18 @@ def train_model(
     -------
     Header
         The header of the file.
+
+    Raises
+    ------
+    ValueError
+        If the sources are too small to learn from; no sound is read then.
     """
     out, console = Path(out), console or Console(stderr=True)
     checkpoints = out.with_name(f"{out.name}.checkpoints")
     with pinned(recipe.protocol.files):
+        tasks = present_tasks(recipe.protocol, places or Places())[0]
+        sources = {name: tasks[name] for name in tasks if name in recipe.protocol.sources}
+        check_sources(recipe, sources, seed)
         materials, raw, others = prepare(recipe, places or Places(), console)
         kind, scored = measure(
             recipe, materials, raw, seed, checkpoints, console, draws=draws, others=others
@@ -72,3 +90,63 @@ def train_model(
     save(out, file)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return file.header
+
+
+def check_sources(recipe: Recipe, tasks: Mapping[str, Task], seed: int) -> None:
+    """Refuse sources that are too small to learn from, before any sound is read.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to train.
+    tasks : mapping of str to Task
+        The sources that are present.
+    seed : int
+        Seed of the trainings.
+
+    Raises
+    ------
+    ValueError
+        If a source has too few clips or speakers, or none has speakers to hold out; the message
+        says of which training, and what to do.
+    """
+    if not method_traits(*method_type(recipe.method, recipe.setup)).learns:
+        return
+    advice = (
+        "add clips and speakers, choose other sources by --sources, or train --method "
+        "gaussian_process, which needs no episodes, if the setup has it"
+    )
+    for what, learnt in _trainings(tasks):
+        held_out = False
+        for task in learnt:
+            nothing = Material(task, cast(Features, None), ())
+            try:
+                found = source_episodes(
+                    nothing, recipe.protocol.classes, recipe.setup.training, seed
+                )
+            except ValueError as error:
+                reason = str(error).rpartition(": ")[0]
+                raise ValueError(
+                    f"{task.name} is too small to learn from, {what}: {reason}; {advice}"
+                ) from error
+            held_out = held_out or bool(found[1])
+        if not held_out:
+            raise ValueError(
+                f"one of {', '.join(task.name for task in learnt)} must have enough speakers to "
+                f"hold some out for validation, {what}, but none has: {advice}"
+            )
+
+
+def _trainings(tasks: Mapping[str, Task]) -> Iterator[tuple[str, list[Task]]]:
+    """Yield what each training is for, and what it learns from; see ``measure.split_sources``."""
+    if len(tasks) == 1:
+        (task,) = tasks.values()
+        units = task.table["unit"]
+        half = units.isin(np.unique(units)[::2])
+        yield "by half of its speakers, to measure", [replace(task, table=task.table[half])]
+    elif tasks:
+        languages = {task.language for task in tasks.values()}
+        for name in sorted(languages if len(languages) > 1 else tasks):
+            others = [task for task in tasks.values() if name not in (task.language, task.name)]
+            yield f"with {name} left out, to measure", others
+    yield "by all sources", list(tasks.values())

@@ -6,13 +6,13 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from rich.console import Console
 from torch import nn
@@ -24,7 +24,7 @@ from metaser.benchmark.plan import Cell, Job, Plan, make_plan
 from metaser.benchmark.scoring import cell_sampler, score_cell
 from metaser.benchmark.trainings import build_method, train_job
 from metaser.contracts import generated_quality, learnt_size, method_traits
-from metaser.files import Places, write_text
+from metaser.files import Places, lock, write_text
 from metaser.machine import (
     CPU,
     cpu_threads,
@@ -211,14 +211,15 @@ def measure(run: Run) -> Path:
                 "torchrun's processes share every training, so leave out --jobs and --scheduler"
             )
         plan = make_plan(run.protocol, run.places)
-        run.out.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(run.out / "run.lock", timeout=0):
-                return _lead(run, plan, device)
-        except Timeout as error:
-            raise ValueError(
-                f"another run is writing to {run.out}: wait for it, or name another folder by --out"
-            ) from error
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock(run.out / "run.lock", 0))
+            except TimeoutError as error:
+                raise ValueError(
+                    f"another run is writing to {run.out}: wait for it, or name another folder by "
+                    "--out"
+                ) from error
+            return _lead(run, plan, device)
 
 
 def _lead(run: Run, plan: Plan, device: torch.device) -> Path:

@@ -92,7 +92,7 @@ def train_job(
     if not validation:
         raise ValueError(
             f"none of the source tasks {list(job.sources)} has enough speakers to hold some out "
-            "for validation: add a source with more speakers, or raise held_out"
+            "for validation: add a source with more speakers, or raise held_out in the protocol"
         )
     label = job.methods[0]
     versions = [f"{source} {materials[source].task.version}" for source in job.sources]

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -371,6 +372,7 @@ def select(
         else:
             _write(out, chosen, [speakers[row] for row in rows] if speakers else None)
             typer.echo(f"{out}: {count} of {len(files)} clips below {folder}; fill in the emotion")
+            typer.echo(f"next: metaser adapt MODEL {quote(str(folder))} --table {quote(str(out))}")
 
 
 def _clips(

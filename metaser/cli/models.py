@@ -18,6 +18,7 @@ from metaser.cli.options import (
     OneSpeakerPerFile,
     Speaker,
     check_out,
+    named_on_stdin,
     plain_errors,
     quick_imports,
     resumable,
@@ -105,10 +106,17 @@ def adapt(
     model: Model,
     folder: Annotated[
         Path | None,
-        typer.Argument(help="Labelled clips in sub-folders named by emotion (and speaker below)."),
+        typer.Argument(
+            help="Labelled clips in sub-folders named by emotion (and speaker below), or a table "
+            "of labels in the folder of its clips."
+        ),
     ] = None,
     *,
     out: Annotated[Path, typer.Option(help="Model file to write.")],
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Table that labels the clips of the folder, such as that of select."),
+    ] = None,
     task: Annotated[str | None, typer.Option(help="Take the clips of this task instead.")] = None,
     shots: Annotated[
         int | None, typer.Option(min=1, help="Clips per class, drawn at random; all if not given.")
@@ -148,21 +156,29 @@ def adapt(
         with quick_imports():
             from metaser.adaptation import adapt as adaptation
             from metaser.adaptation.card import expected_lines, warnings
-            from metaser.adaptation.clips import labelled_folder
+            from metaser.adaptation.clips import labelled_folder, labelled_table
             from metaser.adaptation.model_file import load, save
 
         file = load(model, encoder)
         source: dict[str, Any]
         if task is None:
             folder = folder or Path()
-            clips = labelled_folder(folder, file.header.classes, mapping, drop or (), who)
+            if table is None and folder.is_file():
+                folder, table = folder.parent, folder
+            said = file.header.classes, mapping, drop or ()
+            clips = (
+                labelled_folder(folder, *said, who, _note)
+                if table is None
+                else labelled_table(table, *said, folder=folder, speaker=who, tell=_note)
+            )
             source = {"name": folder.resolve().name}
         else:
             read = _present(task, data, tasks)
             clips = _clips_of(read, file.header.classes)
             source = {"name": read.name, "task_version": read.version, "synthetic": read.synthetic}
         _note_versions(file.header)
-        adapted = adaptation.adapt(file, clips, shots=shots, seed=seed, tell=_note, **source)
+        source |= {"tell": _note, "progress": sys.stderr.isatty()}
+        adapted = adaptation.adapt(file, clips, shots=shots, seed=seed, **source)
         save(out, adapted)
     _print_lines(warnings(adapted.header))
     typer.echo("\n".join(expected_lines(adapted.header)))
@@ -225,11 +241,10 @@ def predict(
         file = load(model, encoder)
         _note_versions(file.header)
         _print_lines(warnings(file.header))
-        names = [line.rstrip("\n") for line in sys.stdin] if files == ["-"] else files
-        names = [name for name in names if name]
+        failed: dict[str, str] = {}
         table = prediction.predict(
             file,
-            names,
+            named_on_stdin() if files == ["-"] else files,
             window=window,
             hop=hop,
             abstain=abstain,
@@ -238,6 +253,8 @@ def predict(
             voice=voice or (),
             neutral=neutral or (),
             tell=_note,
+            failed=failed,
+            progress=sys.stderr.isatty(),
         )
         if csv is not None:
             _write(csv, table.to_csv(index=False, float_format="%.4f"))
@@ -246,6 +263,11 @@ def predict(
             _write(jsonl, lines.rstrip("\n") + "\n")
     if csv is None and jsonl is None:
         _print_table(table)
+    if failed:
+        done = table["file"].nunique()
+        _print_lines([f"metaser: {len(failed)} of {len(failed) + done} files were not predicted:"])
+        _print_lines([f"  {why}" for why in failed.values()])
+        raise typer.Exit(1)
 
 
 def evaluate(
@@ -269,7 +291,8 @@ def evaluate(
         file = load(model, encoder)
         _note_versions(file.header)
         scored = restrict(_present(task, data, tasks), file.header.classes)
-        features = extract(scored, file.frontend(), cache, jobs=jobs)
+        shown = sys.stderr.isatty()
+        features = extract(scored, file.frontend(), cache, jobs=jobs, progress=shown)
         result = evaluation.evaluate(file, scored.table, features)
     _print_lines(warnings(file.header))
     if any(source.name == scored.name for source in file.header.sources):

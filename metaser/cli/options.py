@@ -1,6 +1,9 @@
 """What the commands share: options, error messages, quick imports, checks of output files."""
 
+import codecs
 import gc
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,6 +149,20 @@ def check_out(path: Path | None, example: str, source: Path | None = None) -> No
             f"the file to write must not be one that is read, but {path} is what is read here, and "
             "would be lost: name another file"
         )
+
+
+def named_on_stdin() -> list[str]:
+    """Return the names of files that standard input gives, one per line or each ended by a zero.
+
+    They may be in any encoding, have the line ends of any system, and begin with a byte-order mark.
+    """
+    given = sys.stdin.buffer.read()
+    if given.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        given = given.decode("utf-16").encode()
+    given = given.removeprefix(codecs.BOM_UTF8)
+    lines = given.split(b"\0") if b"\0" in given else given.split(b"\n")
+    names = map(os.fsdecode, lines)
+    return [name if os.path.exists(name) else name.rstrip("\r") for name in names if name.strip()]
 
 
 @contextmanager

@@ -247,13 +247,18 @@ def _label_table(
 def _by_table(folder: Path, files: list[str], frame: "pd.DataFrame", labels: _Labels) -> "Clips":
     """Read the clips from a table of labels."""
     from metaser.tasks import new as library
+    from metaser.tasks.identity import is_known
 
     columns = {
         what: library.find_column(frame, what, labels.fields.get(what)) for what in library.COLUMNS
     }
     one_speaker = labels.one_speaker
+    named = columns["speaker"]
+    if named and labels.ask and not one_speaker and not any(map(is_known, frame[named])):
+        typer.echo(f"the column {named} names nobody")
+        columns["speaker"] = None
     if not one_speaker and columns["speaker"] is None and labels.ask:
-        columns["speaker"] = _ask_speaker(list(frame.columns), [])
+        columns["speaker"] = _ask_speaker(list(frame.columns), None)
         one_speaker = columns["speaker"] is None
     shown = ", ".join(f"{what} = {column}" for what, column in columns.items() if column)
     typer.echo(f"columns: {shown}")
@@ -279,6 +284,7 @@ def _make_pattern(files: list[str], labels: _Labels) -> tuple[str, bool]:
         name_fields,
         named_field,
         speaker_fields,
+        sure_speaker,
     )
 
     fields = name_fields(files, labels.mapping)
@@ -286,26 +292,31 @@ def _make_pattern(files: list[str], labels: _Labels) -> tuple[str, bool]:
     for field in fields:
         mark = "  <- emotion" if field is emotion else ""
         typer.echo(f"  field {field.name}: {field.examples}{mark}")
-    likely = speaker_fields(fields, emotion)
+    evidence = speaker_fields(fields, emotion)
+    sure = sure_speaker(evidence)
+    may_be = ", ".join(f"{name} ({why})" for name, why in evidence.items())
     speaker, one_speaker = labels.fields["speaker"], labels.one_speaker
     if not (speaker or one_speaker):
         if not labels.ask:
-            hint = f"; field {likely[0]} looks like it" if likely else ""
+            hint = f"; field {sure} looks like it: it is {evidence[sure]}" if sure else ""
+            hint = hint or (f"; fields that may be it are {may_be}" if evidence else "")
             raise ValueError(f"who speaks? Say --speaker FIELD or --one-speaker{hint}")
         names = [field.name for field in fields if field is not emotion]
-        speaker = _ask_speaker(names, likely)
+        if evidence:
+            typer.echo(f"fields that may be the speaker: {may_be}")
+        speaker = _ask_speaker(names, sure)
         one_speaker = speaker is None
     if speaker:
         named_field(fields, speaker)
     return make_pattern(files, emotion, speaker), one_speaker
 
 
-def _ask_speaker(names: list[str], likely: list[str]) -> str | None:
+def _ask_speaker(names: list[str], likely: str | None) -> str | None:
     """Ask for the field of the speaker; None if one person speaks all clips."""
     typer.echo("Scores are honest only if the model is tested on speakers that it does not know.")
     answer = typer.prompt(
         f"Which of {', '.join(names)} is the speaker? ('one' if one person speaks all clips)",
-        default=likely[0] if likely else None,
+        default=likely,
         value_proc=_one_of([*names, "one"]),
     )
     return None if answer == "one" else answer
@@ -388,6 +399,7 @@ def _show(clips: "Clips", mapped: dict[str, str], dropped: list[str]) -> None:
         )
     for code in dropped:
         typer.echo(f"  not used: {code!r}, {(table['emotion'] == code).sum()} clips")
+    for person in clips.people:
+        typer.echo(f"  one person in several spellings: {person}")
     if clips.rest:
-        shown = ", ".join(clips.rest[:3])
-        typer.echo(f"  without a label: {len(clips.rest)} files, for example {shown}")
+        typer.echo(f"  without a label: {clips.tell_rest()}")

@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
 
 from metaser import audio, containers, files, mono, recording, video
 from metaser.contracts import frontend_traits
@@ -45,13 +45,12 @@ def cache_root(cache: str | Path | None) -> Path:
     return Path(cache or default_cache()) / "features"
 
 
-def cache_lock(root: Path) -> FileLock:
+def cache_lock(root: Path) -> AbstractContextManager[None]:
     """Return the lock that all stores of a cache share; writing takes milliseconds.
 
     The folder is made if there is none.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    return FileLock(root / "lock")
+    return files.lock(root / "lock")
 
 
 def _digest(value: object) -> str:

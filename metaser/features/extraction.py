@@ -199,7 +199,8 @@ def _inputs(task: Task, modality: str) -> list[str]:
 def _vectors(task: Task, frontend: Vectors) -> Features:
     """Return the vectors in the task folder as features."""
     path = task.vectors[frontend.modality]
-    clips, _ = of_clips(read_vectors(path), _files(task))
+    everything = [*_files(task), *task.dropped, *task.unmatched]
+    clips = of_clips(read_vectors(path), everything, task.audio)[0][: len(task.table)]
     vectors = [frontend(clip) for clip in clips if clip is not None]
     if not vectors:
         raise ValueError(

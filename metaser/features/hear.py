@@ -227,7 +227,7 @@ def without_speech(heard: Sequence[Heard]) -> str:
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
     return (
         f"{len(doubted)} of {len(heard)} clips or windows hold no speech: {', '.join(named[:3])}"
-        f"{more}; listen to them, and leave them out"
+        f"{more}; listen to them"
     )
 
 

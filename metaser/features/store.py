@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import DTypeLike
 
-from metaser.files import read_json, write_json
+from metaser.files import read_json, write_json, written
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,11 @@ def append(folder: Path, clips: Mapping[str, np.ndarray], facts: Mapping[str, st
     ValueError
         If a clip has another number of channels than those before it.
     """
+    with written(folder):
+        _append(folder, clips, facts)
+
+
+def _append(folder: Path, clips: Mapping[str, np.ndarray], facts: Mapping[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     index = read_json(folder / "index.json") or {**facts, "contents": [], "lengths": []}
     values, held = folder / "values.f32", set(index["contents"])

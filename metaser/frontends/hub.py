@@ -3,9 +3,15 @@
 import hashlib
 import importlib
 import os
+import pickle
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+
+class OwnCodeError(ValueError):
+    """A model needs code that comes with it, which is never run."""
 
 
 def need(package: str) -> ModuleType:
@@ -21,6 +27,47 @@ def need(package: str) -> ModuleType:
     except ImportError as error:
         raise ModuleNotFoundError(
             f"pretrained encoders need {package}: pip install 'metaser[ssl]'"
+        ) from error
+
+
+def pretrained(kind: str, model: str, revision: str, **options: Any) -> Any:
+    """Load a part of a model by a class of transformers; code that comes with it is never run.
+
+    Parameters
+    ----------
+    kind : str
+        Name of the class, such as "AutoModel".
+    model, revision : str
+        Name on the hub, or a folder, and its commit.
+    **options
+        Passed on to ``from_pretrained``.
+
+    Raises
+    ------
+    OwnCodeError
+        If the model needs code of its own.
+    FileNotFoundError
+        If its weights cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return getattr(need("transformers"), kind).from_pretrained(
+            model, revision=revision, trust_remote_code=False, **options
+        )
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise OwnCodeError(
+            f"{model} must be of an architecture that transformers has, but it brings code of its "
+            "own, which MetaSER never runs: name another model, or save this one with the "
+            "architecture of transformers that it is made of"
+        ) from error
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise FileNotFoundError(
+            f"the weights of {model} cannot be read ({str(error).strip().splitlines()[0]}): they "
+            "are damaged, or a Git LFS pointer in place of the file; fetch them again, for "
+            "example by `git lfs pull`"
         ) from error
 
 

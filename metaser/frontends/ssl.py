@@ -407,10 +407,11 @@ def weights_digest(model: str, revision: str) -> str:
 
 def _describe(model: str, revision: str) -> tuple:
     """Configuration and feature extractor."""
-    transformers = hub.need("transformers")
     try:
-        config = transformers.AutoConfig.from_pretrained(model, revision=revision)
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(model, revision=revision)
+        config = hub.pretrained("AutoConfig", model, revision)
+        extractor = hub.pretrained("AutoFeatureExtractor", model, revision)
+    except hub.OwnCodeError:
+        raise
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{model} lacks a config.json that transformers knows, or a preprocessor_config.json "
@@ -427,13 +428,13 @@ def _network(model: str, revision: str, **options: str) -> Any:
     FileNotFoundError
         If weights are missing, which would be random otherwise.
     """
-    transformers = hub.need("transformers")
     config, _ = _describe(model, revision)
     config.add_adapter = False  # it would shorten the last layer's frames
-    network, report = transformers.AutoModel.from_pretrained(
+    network, report = hub.pretrained(
+        "AutoModel",
         model,
+        revision,
         config=config,
-        revision=revision,
         dtype=torch.float32,
         output_loading_info=True,
         **options,

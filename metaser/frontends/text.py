@@ -202,9 +202,10 @@ _SAVE = (
 
 def _config(model: str, revision: str) -> "PretrainedConfig":
     """Return the configuration of a text encoder; refuse another kind of model."""
-    transformers = hub.need("transformers")
     try:
-        config = transformers.AutoConfig.from_pretrained(model, revision=revision)
+        config = hub.pretrained("AutoConfig", model, revision)
+    except hub.OwnCodeError:
+        raise
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{model} lacks a config.json that transformers knows "
@@ -227,16 +228,17 @@ def _load(model: str, revision: str) -> "tuple[PreTrainedModel, PreTrainedTokeni
     FileNotFoundError
         If the tokenizer is missing, or weights, which would be random otherwise.
     """
-    transformers = hub.need("transformers")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, revision=revision)
+        tokenizer = hub.pretrained("AutoTokenizer", model, revision)
+    except hub.OwnCodeError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise FileNotFoundError(
             f"{model} lacks the files of its tokenizer ({str(error).strip().splitlines()[0]}): "
             f"{_SAVE}"
         ) from error
-    network, report = transformers.AutoModel.from_pretrained(
-        model, revision=revision, dtype=torch.float32, output_loading_info=True
+    network, report = hub.pretrained(
+        "AutoModel", model, revision, dtype=torch.float32, output_loading_info=True
     )
     # The pooler is for sentence pairs; models that were trained without one come without.
     missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)

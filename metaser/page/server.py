@@ -22,6 +22,7 @@ from metaser import audio
 from metaser.adaptation import card as model_card
 from metaser.adaptation.model_file import ModelFile, save
 from metaser.features.hear import LONGEST
+from metaser.files import written
 from metaser.page.desk import (
     FEW,
     Clip,
@@ -397,7 +398,7 @@ async def _received(request: "Request", most: int, longest: float) -> Clip:
     path = desk.folder / f"{secrets.token_hex(8)}{suffix if suffix in audio.EXTENSIONS else ''}"
     try:
         size = 0
-        with path.open("wb") as file:
+        with written(path), path.open("wb") as file:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > most:

@@ -1,13 +1,12 @@
 """A protocol: which methods are compared on which tasks, and how, as a TOML file of values."""
 
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from metaser.files import bundled
+from metaser.files import bundled, read_toml
 from metaser.naming import Section, explain, nearest
 from metaser.outside import File, is_file, is_outside, read_files
 
@@ -273,9 +272,9 @@ def validated(name: str | Path, kind: type[ProtocolKind]) -> ProtocolKind:
             f"TOML file, or one of {', '.join(known)}"
         )
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}") from error
+        content = read_toml(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     dimensional = content.get("kind") == "dimensional"
     if dimensional != ("kind" in kind.model_fields):
         command = "dimensional" if dimensional else "benchmark"

@@ -56,6 +56,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from metaser.files import written
 from metaser.synthetic.face import FACE_NOISE, draw_faces, film
 from metaser.synthetic.folder import VERSION, corpus_name, write_table, write_task
 from metaser.synthetic.texts import EMOTIONS, LANGUAGES, TEXTS, draw_interjection, draw_words
@@ -137,10 +138,11 @@ def generate(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
-        for language in arguments["languages"]:
-            _speak_elsewhere(partial, language, speakers, sentences, seed)
-        (partial / STAMP).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
-        _publish(partial, folder, arguments)
+        with written(folder):
+            for language in arguments["languages"]:
+                _speak_elsewhere(partial, language, speakers, sentences, seed)
+            (partial / STAMP).write_text(json.dumps(arguments, indent=1) + "\n", encoding="utf-8")
+            _publish(partial, folder, arguments)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -1,6 +1,7 @@
 """Examine a task thoroughly: its folder, its names and labels, every sample of its audio."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 import pandas as pd
 
 from metaser import audio
+from metaser.naming import some
 from metaser.tasks import clip_checks
+from metaser.tasks.identity import plain_text
 from metaser.tasks.matching import by_table, compile_pattern, of_clips, without_extension
 from metaser.tasks.modalities import (
     read_transcripts,
@@ -109,9 +112,12 @@ def check_task(
     notes = _check_classes(task, task.table)
     (notes if subset else problems).extend(_check_counts(task, subset))
     if task.unmatched:
-        problems.append(
-            f"unmatched files ({len(task.unmatched)}): {clip_checks.some(task.unmatched)}"
-        )
+        problems.append(f"unmatched files ({len(task.unmatched)}): {some(task.unmatched)}")
+    if task.stray:
+        named = f"rows of the table name no audio file ({len(task.stray)}): {some(task.stray)}"
+        (notes if subset else problems).append(named)
+    if task.people:
+        notes.append(f"speakers spelt in several ways count as one: {some(task.people)}")
     wrong, stray, absent = _check_modalities(task, facts, task.audio)
     problems += wrong
     (notes if subset else problems).extend(stray)
@@ -191,11 +197,13 @@ def _check_modalities(
             absent.append(f"no videos: found no *{facts.video.extension} below {folder}")
     stray = []
     for source, values in named.items():
-        names = of_clips(values, files)[1]
+        try:
+            names = of_clips(values, files, place)[1]
+        except ValueError as error:
+            wrong.append(f"{source}: {error}")
+            continue
         if names:
-            stray.append(
-                f"{source} names files that do not exist ({len(names)}): {clip_checks.some(names)}"
-            )
+            stray.append(f"{source} names files that do not exist ({len(names)}): {some(names)}")
     return wrong, stray, absent
 
 
@@ -220,7 +228,9 @@ def _check_examples(facts: TaskFile, place: Path | None) -> list[str]:
         for key, value in expected.items():
             if key not in values:
                 wrong.append(f"example {example!r} gives no {key!r}; it gives {', '.join(values)}")
-            elif values[key] != value:
+            elif values[key] != value and not (
+                key == "speaker" and plain_text(values[key]) == plain_text(value)
+            ):
                 wrong.append(f"example {example!r} gives {key} {values[key]!r}, expected {value!r}")
     return wrong
 
@@ -236,7 +246,7 @@ def _describe_example(
         match = compile_pattern(facts.table.pattern).match(example)
         values = None if match is None else match.groupdict(default="")
     elif facts.table and place is not None:
-        values = by_table(table_rows(facts.table, place))(without_extension(example))
+        values = by_table(table_rows(facts.table, place), [example])[0][0]
     else:
         return facts.examples[example]
     if values is None:
@@ -253,10 +263,17 @@ def _check_audio(
 ) -> tuple[list[str], list[str], list[str]]:
     """Decode each usable clip; return what is wrong, what is suspicious, and what is good."""
     from joblib import Parallel, delayed
+    from rich.console import Console
+    from rich.progress import track
 
     files = list(table["file"])
-    measured: list[clip_checks.Heard] = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads")(
+    work = Parallel(n_jobs=jobs or os.cpu_count(), prefer="threads", return_as="generator")(
         delayed(clip_checks.listen)(place / file) for file in files
+    )
+    measured: list[clip_checks.Heard] = list(
+        track(work, "hearing", len(files), console=Console(stderr=True), transient=True)
+        if sys.stderr.isatty()
+        else work
     )
     clique = dict(zip(files, table["clique"], strict=True))
     unusable, silent, short, noted = [], [], [], []
@@ -286,8 +303,4 @@ def _check_audio(
 
 def _counted(findings: Mapping[str, Sequence[str]]) -> list[str]:
     """Return one sentence per kind of finding, with its number and the first items."""
-    return [
-        f"{what} ({len(items)}): {clip_checks.some(items)}"
-        for what, items in findings.items()
-        if items
-    ]
+    return [f"{what} ({len(items)}): {some(items)}" for what, items in findings.items() if items]

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 
 from metaser import audio
+from metaser.files import users_files
 from metaser.mono import OFFSET, at_rate, to_mono
+from metaser.naming import some
 
 FRAME = 0.02
 """Seconds from one frame of a fingerprint to the next."""
@@ -329,12 +331,6 @@ def judge(table: pd.DataFrame, heard: Sequence[Heard]) -> tuple[list[str], list[
     return [good for good, _ in findings if good], [bad for _, bad in findings if bad]
 
 
-def some(items: Sequence[str], most: int = 5) -> str:
-    """Join the first items by commas, and say how many more there are."""
-    more = f", and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
-
-
 def other_files(folder: Path) -> list[str]:
     """Name the video files below a folder, which are not taken for clips.
 
@@ -343,7 +339,7 @@ def other_files(folder: Path) -> list[str]:
     list of str
         One sentence, or none if there are no such files.
     """
-    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in UNREAD)
+    paths = (path for path in users_files(folder) if path.suffix.lower() in UNREAD)
     names = [path.relative_to(folder).as_posix() for path in paths]
     if not names:
         return []

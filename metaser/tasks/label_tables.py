@@ -1,13 +1,19 @@
 """Read tables of labels from CSV, JSON lines, spreadsheets, audformat and `datasets`."""
 
+import json
+import math
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import pandas as pd
+
+from metaser.files import written
+from metaser.naming import some
+from metaser.tasks.text_tables import read_lines, read_text_table
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -21,7 +27,8 @@ def read_table(path: Path) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        All values as text without surrounding spaces; empty cells are "".
+        All values as text without surrounding spaces; empty cells are "". The index holds the
+        number of each row's line.
 
     Raises
     ------
@@ -35,42 +42,63 @@ def read_table(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"the table of labels must be a file, but there is none at {path}")
     kind = path.suffix.lower()
-    try:
-        if kind == ".xlsx":
-            table = _read_spreadsheet(path)
-        elif kind == ".jsonl":
-            table = pd.read_json(path, lines=True, dtype=False)
-        else:
-            table = _read_csv(path)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} must be text in UTF-8, but is not in UTF-8: save the table as CSV in UTF-8"
-        ) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(
-            f"{path} cannot be read as a table ({error}): save the table as CSV in UTF-8"
-        ) from error
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\3\4"
+    if kind in (".xlsx", ".xlsm") or is_zip:
+        table = _read_spreadsheet(path)
+    elif kind in (".jsonl", ".ndjson"):
+        table = _read_json_lines(path)
+    else:
+        table = read_text_table(path)
     if table.empty:
         raise ValueError(f"{path} must hold one row per clip, but holds no rows: add them")
-    return table.rename(columns=str).fillna("").astype(str).map(str.strip)
+    return table.rename_axis("line")
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read CSV; the separator is the usual one that occurs most often in the header."""
-    with path.open(encoding="utf-8-sig") as file:
-        separator = max(",;\t|", key=file.readline().count)
-    return pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig", keep_default_na=False)
+def _read_json_lines(path: Path) -> pd.DataFrame:
+    """Read one JSON object per line; a missing value is empty."""
+    rows = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, line {number}: a line must be JSON, but is not ({error})"
+            ) from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}, line {number}: a line must be a JSON object with the columns as keys, "
+                f"not {line[:80]!r}: correct it"
+            )
+        rows[number] = {key: _plain_value(value) for key, value in row.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=object).fillna("")
+
+
+def _plain_value(value: object) -> str:
+    """Return a value of JSON or of a data set as text; "" where it is missing."""
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else str(value).strip()
 
 
 def _read_spreadsheet(path: Path) -> pd.DataFrame:
     """Read the first sheet of a spreadsheet."""
     try:
-        return pd.read_excel(path, dtype=str, keep_default_na=False)
+        table = pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl")
     except ImportError as error:
         raise ImportError(
             "a spreadsheet needs openpyxl, which is not installed: "
             'pip install "metaser[spreadsheet]", or save the table as CSV'
         ) from error
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, SyntaxError) as error:
+        raise ValueError(
+            f"{path} must be a spreadsheet (.xlsx), but cannot be read as one ({error}): save the "
+            "table as CSV in UTF-8"
+        ) from error
+    table = table.rename(columns=lambda name: str(name).strip()).fillna("").astype(str)
+    table = table.map(str.strip).set_axis(range(2, len(table) + 2), axis=0)
+    return table[(table != "").any(axis=1)]
 
 
 def read_audformat(folder: Path) -> pd.DataFrame:
@@ -132,7 +160,7 @@ def read_dataset(folder: Path, write_audio: Path | None) -> tuple[pd.DataFrame, 
     Returns
     -------
     table : pandas.DataFrame
-        All values as text, class labels by their names, with a column `file`.
+        Values as text, class labels by their names, with a column `file`; a missing value is "".
     audio : pathlib.Path
         Folder of the audio files.
 
@@ -163,12 +191,18 @@ def read_dataset(folder: Path, write_audio: Path | None) -> tuple[pd.DataFrame, 
             f"columns are {', '.join(loaded.column_names)}: cast one to datasets.Audio, or remove "
             "the others"
         )
-    clips = loaded.cast_column(sounds[0], datasets.Audio(decode=False))[sounds[0]]
-    table = loaded.remove_columns(sounds).to_pandas()
-    for key, kind in loaded.features.items():
+    clips = list(loaded.cast_column(sounds[0], datasets.Audio(decode=False))[sounds[0]])
+    silent = [row for row, clip in enumerate(clips) if not _has_audio(clip)]
+    if silent:
+        raise ValueError(
+            f"every row of {folder} must have audio, but {len(silent)} of {len(clips)} have none: "
+            f"rows {some(list(map(str, silent)))}; remove them, for example by dataset.filter"
+        )
+    columns = {name: list(loaded[name]) for name in loaded.column_names if name not in sounds}
+    for name, kind in loaded.features.items():
         if isinstance(kind, datasets.ClassLabel):
-            table[key] = [kind.int2str(int(value)) for value in table[key]]
-    table = table.astype("string").fillna("").astype(str)
+            columns[name] = [_label(kind.names, value) for value in columns[name]]
+    table = pd.DataFrame({name: list(map(_plain_value, own)) for name, own in columns.items()})
     if all(clip["bytes"] is None for clip in clips):
         table["file"] = [clip["path"] for clip in clips]
         return table, Path(os.path.commonpath([os.path.dirname(clip["path"]) for clip in clips]))
@@ -181,6 +215,15 @@ def read_dataset(folder: Path, write_audio: Path | None) -> tuple[pd.DataFrame, 
     return table, write_audio
 
 
+def _has_audio(clip: Mapping[str, Any] | None) -> bool:
+    return clip is not None and (clip["bytes"] is not None or bool(clip["path"]))
+
+
+def _label(names: Sequence[str], value: int | None) -> str:
+    """Return the name of a class label; "" for a clip without one, which is None or -1."""
+    return "" if value is None or value < 0 else names[value]
+
+
 def _write_audio(clips: Sequence[Mapping[str, Any]], place: Path) -> list[str]:
     """Write the bytes of clips as files in a new folder; return the names of the files."""
     if place.exists():
@@ -191,9 +234,13 @@ def _write_audio(clips: Sequence[Mapping[str, Any]], place: Path) -> list[str]:
     names = [Path(clip["path"] or f"{i:05d}.wav").name for i, clip in enumerate(clips)]
     if len(set(names)) < len(names):
         names = [f"{i:05d}_{name}" for i, name in enumerate(names)]
-    with tempfile.TemporaryDirectory(dir=place.parent) as part:
+    with written(place), tempfile.TemporaryDirectory(dir=place.parent) as part:
+        own = Path(part, place.name)
+        own.mkdir()
         for name, clip in zip(names, clips, strict=True):
-            Path(part, name).write_bytes(clip["bytes"])
-        os.chmod(part, 0o755)
-        shutil.copytree(part, place)
+            content = clip["bytes"]
+            (own / name).write_bytes(
+                Path(clip["path"]).read_bytes() if content is None else content
+            )
+        os.rename(own, place)
     return names

@@ -3,7 +3,7 @@
 A task folder says where they lie, and `metaser.tasks.matching` finds the clip that each belongs to.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 from zipfile import BadZipFile
@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
+from metaser.files import is_system
 from metaser.naming import MODALITIES, Section, nearest
+from metaser.tasks.text_tables import pick_columns, read_text_table
 
 Text = Annotated[str, Field(min_length=1)]
 """A string that is not empty."""
@@ -103,40 +105,6 @@ def check_modalities(names: Iterable[str], where: str) -> None:
             )
 
 
-def read_columns(path: Path, separator: str, columns: Mapping[str, str]) -> list[dict[str, str]]:
-    """Read some columns of a table as strings, and rename them.
-
-    Parameters
-    ----------
-    path
-        Text file in UTF-8, with a header.
-    separator
-        Text between two columns.
-    columns
-        New name of each column to its name in the table.
-
-    Returns
-    -------
-    list of dict of str to str
-        One dictionary per row of the table, from new name to value.
-
-    Raises
-    ------
-    ValueError
-        If the table lacks a column; the message gives the nearest one.
-    """
-    table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    for column in columns.values():
-        if column not in table:
-            raise ValueError(
-                f"{path.name} must have the column {column!r}, but has {', '.join(table)}: correct "
-                f"the table, or the name in task.toml.{nearest(column, table)}"
-            )
-    return [
-        {name: row[column] for name, column in columns.items()} for row in table.to_dict("records")
-    ]
-
-
 def read_transcripts(tables: Iterable[Transcripts], place: Path) -> dict[str, str] | None:
     """Read the transcripts from the first of several tables that is present.
 
@@ -159,13 +127,14 @@ def read_transcripts(tables: Iterable[Transcripts], place: Path) -> dict[str, st
     """
     for table in tables:
         texts: dict[str, str] = {}
-        paths = sorted(path for path in place.glob(table.file) if not path.name.startswith("."))
+        paths = sorted(path for path in place.glob(table.file) if not is_system(path.name))
         for path in paths:
-            for row in read_columns(path, table.separator, table.columns):
-                text = row["text"].strip()
+            read = read_text_table(path, table.separator)
+            for where, row in pick_columns(read, path, table.columns):
+                text = row["text"]
                 if texts.setdefault(row["file"], text) != text:
                     raise ValueError(
-                        f"each clip must have one transcript, but {path.name} gives "
+                        f"each clip must have one transcript, but {where} gives "
                         f"{row['file']!r} two transcripts, {texts[row['file']]!r} and {text!r}: "
                         "correct the table"
                     )
@@ -239,12 +208,19 @@ def _from_npz(path: Path) -> dict[str, np.ndarray]:
 
 def _from_csv(path: Path) -> dict[str, np.ndarray]:
     """Return the numbers of a CSV table, (frames, channels), by the name of the clip."""
-    table = pd.read_csv(path, dtype={"file": str}, encoding="utf-8-sig")
+    table = read_text_table(path)
     if "file" not in table:
         raise ValueError(
             f"{path.name} must have the column 'file', but has {', '.join(table)}: add the column"
         )
+    numbers = table.drop(columns="file").apply(pd.to_numeric, errors="coerce")
+    words = numbers.isna() & (table.drop(columns="file") != "")
+    if words.any(axis=None):
+        line, column = words.stack().idxmax()
+        raise ValueError(
+            f"{path}, line {line}: {column} must be a number, not {table.loc[line, column]!r}: "
+            "correct the table"
+        )
     return {
-        str(name): rows.drop(columns="file").to_numpy()
-        for name, rows in table.groupby("file", sort=False)
+        str(name): rows.to_numpy(float) for name, rows in numbers.groupby(table["file"], sort=False)
     }

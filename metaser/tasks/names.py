@@ -1,13 +1,13 @@
 """Find emotions and speakers in the file names of a new task."""
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from metaser import naming
 from metaser.tasks import labels, matching
+from metaser.tasks.identity import plain_text
 
 WORDS = {
     "angry": "anger angry ang angriness",
@@ -31,6 +31,8 @@ WORDS = {
 _CLASS_OF = {word: name for name, words in WORDS.items() for word in words.split()}
 _SEPARATORS = r"_\-.,+\s"
 _SPEAKER = re.compile(r"(?:s|sp|spk|spkr|speaker|actor|sub|subject|p|[fm]|s[fm])[-_]?\d+", re.I)
+PERSONS = "named as speakers are"
+"""Evidence that a field gives the speaker: values such as "spk03", "actor_1" or "f2"."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,6 @@ def guess_class(code: str, mapping: Mapping[str, str] | None = None) -> str | No
     word = plain_text(code)
     known = word if word in labels.CLASSES else _CLASS_OF.get(re.sub(r"[\s-]+", "_", word))
     return given.get(word, known)
-
-
-def plain_text(text: str) -> str:
-    """Return a text without surrounding spaces, in lower case, in Unicode's normal form NFC."""
-    return unicodedata.normalize("NFC", text).strip().casefold()
 
 
 def sort_codes(
@@ -250,8 +247,8 @@ def listed(fields: Sequence[Field]) -> str:
     return "; ".join(f"{field.name}: {field.examples}" for field in fields)
 
 
-def speaker_fields(fields: Sequence[Field], emotion: Field) -> list[str]:
-    """Propose fields that may give the speaker.
+def speaker_fields(fields: Sequence[Field], emotion: Field) -> dict[str, str]:
+    """Find the fields that may give the speaker.
 
     Parameters
     ----------
@@ -262,19 +259,30 @@ def speaker_fields(fields: Sequence[Field], emotion: Field) -> list[str]:
 
     Returns
     -------
-    list of str
-        Names of the fields, the likeliest first; empty if none looks like a speaker.
+    dict of str to str
+        What speaks for each field, by its name; see `sure_speaker`.
     """
-    likely: list[str] = []
+    evidence = {}
     for field in fields:
-        counts = Counter(field.values)
-        if field is emotion or not 2 <= len(counts) <= len(field.values) / 2:
+        kinds = set(field.values)
+        if field is emotion or not 2 <= len(kinds) <= len(field.values) / 2:
             continue
-        if all(_SPEAKER.fullmatch(value) for value in counts):
-            likely.insert(0, field.name)
-        elif all(value.isalpha() for value in counts) or field.name.startswith("folder"):
-            likely.append(field.name)
-    return likely
+        if all(_SPEAKER.fullmatch(value) for value in kinds):
+            evidence[field.name] = PERSONS
+        elif field.name.startswith("folder"):
+            evidence[field.name] = "a folder"
+        elif all(value.isdecimal() for value in kinds):
+            if len({len(value) for value in kinds}) == 1 and len(min(kinds)) > 1:
+                evidence[field.name] = "numbers of one length"
+        elif all(value.isalpha() for value in kinds):
+            evidence[field.name] = "words"
+    return evidence
+
+
+def sure_speaker(evidence: Mapping[str, str]) -> str | None:
+    """Return the field that must be the speaker: the only one that is named as speakers are."""
+    sure = [name for name, why in evidence.items() if why == PERSONS]
+    return sure[0] if len(sure) == 1 else None
 
 
 def make_pattern(files: Sequence[str], emotion: Field, speaker: str | None) -> str:

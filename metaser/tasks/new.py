@@ -8,7 +8,6 @@ folder from them, after the same check as `metaser tasks check`. What the record
 import os
 import re
 import tempfile
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,12 @@ from typing import Any
 import pandas as pd
 
 from metaser import audio
-from metaser.naming import nearest
+from metaser.files import users_files, written
+from metaser.naming import nearest, some
+from metaser.tasks import identity
 from metaser.tasks.check import Check, check_task
-from metaser.tasks.matching import without_extension
-from metaser.tasks.names import plain_text
+from metaser.tasks.identity import plain_text
+from metaser.tasks.matching import file_finder, plain_path, without_extension
 from metaser.tasks.schema import language_name
 from metaser.tasks.table import name_reader
 from metaser.tasks.task import list_tasks, read_task
@@ -57,14 +58,37 @@ class Clips:
         `speaker`, and `text` where that is known.
     section : dict
         The [files] section of task.toml that yields this table; empty for a table of labels.
-    rest : tuple of str
-        Audio files below `folder` that are no clip according to the pattern or the table.
+    lacking : dict of str to tuple of str
+        Audio files below `folder` that are no clip according to the pattern or the table, by what
+        they lack: "name", "emotion" or "speaker".
+    people : tuple of str
+        Speakers that are spelt in several ways, such as "F1 = f1"; they count as one.
     """
 
     folder: Path
     table: pd.DataFrame
     section: dict[str, str]
-    rest: tuple[str, ...]
+    lacking: dict[str, tuple[str, ...]]
+    people: tuple[str, ...]
+
+    @property
+    def rest(self) -> tuple[str, ...]:
+        """Audio files that are no clip."""
+        return tuple(sorted(file for files in self.lacking.values() for file in files))
+
+    def tell_rest(self) -> str:
+        """Return in words which files are no clip, and why."""
+        why = {
+            "name": "are not described",
+            "emotion": "have no emotion",
+            "speaker": "have no speaker",
+        }
+        total = len(self.table) + len(self.rest)
+        return "; ".join(
+            f"{len(files)} of {total} audio files {why[what]}: {some(files)}"
+            for what, files in self.lacking.items()
+            if files
+        )
 
 
 @dataclass(frozen=True)
@@ -104,6 +128,12 @@ def find_audio(folder: Path) -> list[str]:
         If it holds no audio; the message says which files it holds instead.
     """
     files = [path.relative_to(folder).as_posix() for path in audio.find(folder)]
+    foreign = [file for file in files if not _is_utf8(file)]
+    if foreign:
+        raise ValueError(
+            f"the names of files must be in UTF-8, as a task is written, but {len(foreign)} are "
+            f"not, such as {foreign[0]!r}: rename them, for example by convmv"
+        )
     if files:
         return files
     others = sorted({path.suffix.lower() or "no extension" for path in _other_files(folder)})
@@ -115,10 +145,13 @@ def find_audio(folder: Path) -> list[str]:
     )
 
 
+def _is_utf8(name: str) -> bool:
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def _other_files(folder: Path) -> list[Path]:
     """List the files below a folder that are no audio."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return [path for path in paths if path.suffix.lower() not in audio.EXTENSIONS]
+    return [path for path in users_files(folder) if path.suffix.lower() not in audio.EXTENSIONS]
 
 
 def from_names(folder: Path, files: Sequence[str], pattern: str, one_speaker: bool) -> Clips:
@@ -150,12 +183,33 @@ def from_names(folder: Path, files: Sequence[str], pattern: str, one_speaker: bo
             f"the pattern {pattern!r} matches none of {len(files)} files, for example not "
             f"{files[0]}: correct the pattern"
         )
-    table = pd.DataFrame(rows)
-    if one_speaker:
-        table["speaker"] = ONE_SPEAKER
     rest = tuple(file for file, row in described.items() if row is None)
-    columns = ["file", "speaker", "emotion", *(["text"] if "text" in table else [])]
-    return Clips(folder, table[columns], section, rest)
+    return _clips(folder, pd.DataFrame(rows), section, rest, one_speaker)
+
+
+def _clips(
+    folder: Path, rows: pd.DataFrame, section: dict[str, str], rest: tuple[str, ...], one: bool
+) -> Clips:
+    """Return the clips among some rows, apart from those whose emotion or speaker is not known."""
+    if one:
+        rows = rows.assign(speaker=ONE_SPEAKER)
+    silent = rows["emotion"].str.strip() == ""
+    people = identity.same_people(rows["speaker"])
+    rows = rows.assign(speaker=identity.one_spelling(rows["speaker"]))
+    nobody = ~silent & (rows["speaker"] == "")
+    lacking = {
+        "name": rest,
+        "emotion": tuple(sorted(rows["file"][silent])),
+        "speaker": tuple(sorted(rows["file"][nobody])),
+    }
+    columns = ["file", "speaker", "emotion", *(["text"] if "text" in rows else [])]
+    clips = rows[~silent & ~nobody][columns].sort_values("file", ignore_index=True)
+    if clips.empty:
+        raise ValueError(
+            f"at least one clip must have an emotion and a speaker, but none of {len(rows)} has: "
+            "fill them in"
+        )
+    return Clips(folder, clips, section, lacking, tuple(people))
 
 
 def find_column(table: pd.DataFrame, what: str, wanted: str | None = None) -> str | None:
@@ -222,23 +276,20 @@ def from_table(
         If a column is missing, the table gives a file two different labels, or it names a file
         that does not exist, is no audio, or shares its name with another.
     """
-    needed = ["file", "emotion"] + ["speaker"] * (not one_speaker)
-    for what in needed:
-        if columns.get(what) is None:
-            usual = {name: COLUMNS[what][0] for name in COLUMNS[what]}
-            close = next((c for c in table.columns if nearest(plain_text(c), usual)), None)
-            hint = f" Did you mean {close!r}?" if close else ""
-            more = ", or say --one-speaker" if what == "speaker" else ""
-            raise ValueError(
-                f"the table has no column that is known to be the {what}.{hint} It has "
-                f"{', '.join(table.columns)}: name it by --{what} COLUMN{more}"
-            )
     used = {what: column for what, column in columns.items() if column is not None}
     if one_speaker:
         used.pop("speaker", None)
+    elif "speaker" in used and not any(map(identity.is_known, table[used["speaker"]])):
+        raise ValueError(
+            f"the column {used['speaker']!r} must say who speaks, but it names nobody: fill it in, "
+            "name another by --speaker COLUMN, or say --one-speaker if one person speaks all clips"
+        )
+    for what in ("file", "emotion", *["speaker"] * (not one_speaker)):
+        if what not in used:
+            raise ValueError(_no_column(table, what))
     rows = table[list(used.values())].set_axis(list(used), axis=1)
-    rows = rows.assign(file=_resolve(folder, files, list(rows["file"]))).drop_duplicates()
-    twice = rows[rows["file"].duplicated(keep=False)].sort_values("file")
+    rows = _resolved(folder, files, rows).drop_duplicates()
+    twice = rows[rows["file"].duplicated(keep=False)].sort_values("file", kind="stable")
     if len(twice):
         first = twice[twice["file"] == twice["file"].iloc[0]]
         descriptions = " and ".join(
@@ -246,50 +297,54 @@ def from_table(
         )
         raise ValueError(
             f"the table describes {twice['file'].nunique()} files twice, differently, for example "
-            f"{first['file'].iloc[0]} by {descriptions}: keep one row per clip"
+            f"{first['file'].iloc[0]} by {descriptions}{_lines(first)}: keep one row per clip"
         )
-    if one_speaker:
-        rows["speaker"] = ONE_SPEAKER
     rest = tuple(sorted(set(files) - set(rows["file"])))
-    order = ["file", "speaker", "emotion", *(["text"] if "text" in rows else [])]
-    return Clips(folder, rows[order].sort_values("file", ignore_index=True), {}, rest)
+    return _clips(folder, rows, {}, rest, one_speaker)
 
 
-def _resolve(folder: Path, files: Sequence[str], named: Sequence[str]) -> list[str]:
-    """Return the file below the folder that each entry of a table means."""
-    ends: dict[str, list[str]] = {}
-    for file in files:
-        parts = [
-            folder.name,
-            *without_extension(unicodedata.normalize("NFC", file)).split("/"),
-        ]
-        for i in range(len(parts)):
-            ends.setdefault("/".join(parts[i:]), []).append(file)
-    root = unicodedata.normalize("NFC", folder.as_posix())
-    resolved: list[str] = []
-    missing: list[str] = []
-    for entry in named:
-        name = unicodedata.normalize("NFC", entry.replace("\\", "/")).removeprefix("./")
-        name = name.removeprefix(f"{root}/")
-        candidates = [name] if name in files else ends.get(without_extension(name), [])
+def _no_column(table: pd.DataFrame, what: str) -> str:
+    """Return that a table has no column of a kind, and what to do."""
+    usual = {name: COLUMNS[what][0] for name in COLUMNS[what]}
+    close = next((c for c in table.columns if nearest(plain_text(c), usual)), None)
+    hint = f" Did you mean {close!r}?" if close else ""
+    more = ", or say --one-speaker" if what == "speaker" else ""
+    return (
+        f"the table has no column that is known to be the {what}.{hint} It has "
+        f"{', '.join(table.columns)}: name it by --{what} COLUMN{more}"
+    )
+
+
+def _lines(rows: pd.DataFrame) -> str:
+    """Return the lines of some rows in brackets, where they come from a table with lines."""
+    if rows.index.name != "line":
+        return ""
+    return f" (line {some(list(map(str, rows.index)), 3)})"
+
+
+def _resolved(folder: Path, files: Sequence[str], rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of a table with the file below the folder that each of them means."""
+    find = file_finder(files, folder)
+    meant = [find(entry) for entry in rows["file"]]
+    for entry, candidates in zip(rows["file"], meant, strict=True):
         if len(candidates) > 1:
             raise ValueError(
                 f"the table must name one file per row, not {entry!r}, which may be "
                 f"{' or '.join(candidates[:3])}: write the path with its folder"
             )
-        resolved += candidates
-        missing += [] if candidates else [entry]
-    if missing:
+    missing = rows[[not candidates for candidates in meant]]
+    if len(missing):
+        first = missing["file"].iloc[0]
         why = (
             f" It exists, but is no audio that MetaSER reads ({', '.join(audio.EXTENSIONS)})."
-            if (folder / missing[0]).is_file()
-            else nearest(missing[0], files)
+            if first and (folder / plain_path(first)).is_file()
+            else nearest(first, files)
         )
         raise ValueError(
             f"the table names {len(missing)} files that are not below {folder}, for example "
-            f"{missing[0]!r}.{why} Correct the table, or remove these rows"
+            f"{first!r}{_lines(missing)}.{why} Correct the table, or remove these rows"
         )
-    return resolved
+    return rows.assign(file=[candidates[0] for candidates in meant])
 
 
 def same_audio(clips: Clips, jobs: int | None = None) -> list[list[str]]:
@@ -396,14 +451,14 @@ def write(
         )
     if clips.rest and not ignore_rest:
         raise ValueError(
-            f"{len(clips.rest)} audio files are no clip by the names or the table, for example "
-            f"{', '.join(clips.rest[:3])}: move them away, label them, or say --ignore-rest"
+            f"every audio file must be a clip, but {clips.tell_rest()}; move them away, label "
+            "them, or leave them out by --ignore-rest"
         )
     audio_name = clips.folder.relative_to(data).as_posix()
     same = same_audio(clips)
     document = _document(facts, clips, mapping, drop, new=new, audio_name=audio_name, same=same)
     into.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=into, prefix=".new-") as temporary:
+    with written(folder), tempfile.TemporaryDirectory(dir=into, prefix=".new-") as temporary:
         part = Path(temporary, facts.name)
         part.mkdir()
         _write_folder(part, document, facts, clips)

@@ -1,7 +1,6 @@
 """What a `task.toml` may say, validated."""
 
 import string
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +8,7 @@ from typing import Annotated, Literal
 import pycountry
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from metaser.files import read_toml
 from metaser.naming import Section, explain
 from metaser.tasks import labels
 from metaser.tasks.matching import compile_pattern, match_end
@@ -246,9 +246,7 @@ def read_facts(folder: str | Path) -> TaskFile:
     if not path.is_file():
         raise FileNotFoundError(f"expected a task.toml in {folder}, found none")
     try:
-        with path.open("rb") as file:
-            raw = tomllib.load(file)
-        facts = TaskFile.model_validate(raw)
+        facts = TaskFile.model_validate(read_toml(path))
         if not path.parent.name.startswith(f"{facts.language}_"):
             raise ValueError(
                 f"language = {facts.language!r}, but the folder is named {path.parent.name}; "

@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pandas as pd
 from pydantic import ValidationError
 
 from metaser import audio
-from metaser.naming import explain
-from metaser.tasks import labels
+from metaser.files import is_system, users_files
+from metaser.naming import explain, some
+from metaser.tasks import identity, labels
 from metaser.tasks.matching import (
     by_table,
     compile_pattern,
@@ -23,7 +25,6 @@ from metaser.tasks.matching import (
 )
 from metaser.tasks.modalities import (
     Video,
-    read_columns,
     read_transcripts,
 )
 from metaser.tasks.schema import (
@@ -33,6 +34,7 @@ from metaser.tasks.schema import (
     Table,
     TaskFile,
 )
+from metaser.tasks.text_tables import pick_columns, read_lines, read_text_table
 
 
 def by_name(source: Files) -> Callable[[str], dict[str, str] | None]:
@@ -95,9 +97,32 @@ def table_place(facts: TaskFile, folder: Path, audio_folder: Path | None) -> Pat
     return folder if facts.table and facts.table.place == "task" else audio_folder
 
 
+@dataclass(frozen=True)
+class Described:
+    """What names or a table say about the audio files of a task.
+
+    Attributes
+    ----------
+    clips : pandas.DataFrame
+        One row per clip, all values as text: file, name, code (of the emotion), speaker (each
+        person under one spelling, "" where not known), and the other named groups or columns.
+    unmatched : list of str
+        Files that are no clip.
+    stray : list of str
+        Rows of the table that name no file, each by its line.
+    people : list of str
+        Speakers that are spelt in several ways.
+    """
+
+    clips: pd.DataFrame
+    unmatched: list[str]
+    stray: list[str]
+    people: list[str]
+
+
 def describe_files(
-    facts: TaskFile, place: Path | None, files: Sequence[str]
-) -> tuple[pd.DataFrame, list[str]]:
+    facts: TaskFile, place: Path | None, files: Sequence[str], audio_folder: Path | None = None
+) -> Described:
     """Describe the clips among the audio files by their names or by a table.
 
     Parameters
@@ -108,31 +133,25 @@ def describe_files(
         Folder of the table of labels, see `table_place`; needed only where the task has one.
     files
         Posix paths of the audio files.
-
-    Returns
-    -------
-    clips : pandas.DataFrame
-        One row per clip, all values as text: file, name, code (of the emotion), speaker, and the
-        other named groups or columns.
-    unmatched : list of str
-        Files that are no clip.
+    audio_folder
+        Folder above them.
     """
+    stray: list[str] = []
     if facts.files:
         describe = by_name(facts.files)
+        found = [describe(without_extension(file)) for file in files]
     else:
         assert facts.table and place  # task.toml has one of [files] and [table]
-        describe = by_table(table_rows(facts.table, place))
-    rows, unmatched = [], []
-    for file in files:
-        row = describe(without_extension(file))
-        if row is None:
-            unmatched.append(file)
-        else:
-            rows.append({"file": file, **row})
+        found, stray = by_table(table_rows(facts.table, place), files, audio_folder)
+    pairs = list(zip(files, found, strict=True))
+    rows = [{"file": file, **row} for file, row in pairs if row is not None]
     clips = pd.DataFrame(rows, columns=["file", "name", *facts.groups], dtype=object)
     if facts.source.speaker is not None:
         clips["speaker"] = [facts.source.speaker.format_map(row) for row in rows]
-    return clips.rename(columns={"emotion": "code"}), unmatched
+    people = identity.same_people(clips["speaker"])
+    clips["speaker"] = identity.one_spelling(clips["speaker"])
+    unmatched = [file for file, row in pairs if row is None]
+    return Described(clips.rename(columns={"emotion": "code"}), unmatched, stray, people)
 
 
 def name_reader(section: Mapping[str, Any]) -> Callable[[str], dict[str, str] | None]:
@@ -159,7 +178,9 @@ def name_reader(section: Mapping[str, Any]) -> Callable[[str], dict[str, str] | 
         raise ValueError(explain(error, Files)) from error
 
 
-def columns_beside(facts: TaskFile, place: Path, files: Sequence[str]) -> dict[str, list[str]]:
+def columns_beside(
+    facts: TaskFile, place: Path, clips: Sequence[str], files: Sequence[str]
+) -> dict[str, list[str]]:
     """Return the columns for transcripts and videos, as far as task.toml declares them.
 
     Parameters
@@ -168,20 +189,26 @@ def columns_beside(facts: TaskFile, place: Path, files: Sequence[str]) -> dict[s
         Content of task.toml.
     place
         Folder of the audio.
-    files
+    clips
         Posix paths of the clips below `place`.
+    files
+        Posix paths of all audio files below `place`.
 
     Returns
     -------
     dict of str to list of str
         `transcript` and `video`, one value per clip; "" where a clip has none.
     """
-    columns = {}
+    beside: dict[str, Mapping[str, str]] = {}
     if facts.transcripts:
-        columns["transcript"] = of_clips(read_transcripts(facts.transcripts, place) or {}, files)[0]
+        beside["transcript"] = read_transcripts(facts.transcripts, place) or {}
     if facts.video:
-        columns["video"] = of_clips(find_videos(facts.video, place), files)[0]
-    return {name: [value or "" for value in values] for name, values in columns.items()}
+        beside["video"] = find_videos(facts.video, place)
+    columns = {}
+    for what, found in beside.items():
+        values = dict(zip(files, of_clips(found, files, place)[0], strict=True))
+        columns[what] = [values[clip] or "" for clip in clips]
+    return columns
 
 
 def find_videos(video: Video, place: Path) -> dict[str, str]:
@@ -201,13 +228,15 @@ def find_videos(video: Video, place: Path) -> dict[str, str]:
     """
     folder = place / video.folder
     videos = {}
-    for path in sorted(folder.rglob(f"*{video.extension}")):
+    for path in users_files(folder):
+        if not path.name.endswith(video.extension):
+            continue
         name = path.relative_to(folder).as_posix().removesuffix(video.extension)
         videos[name] = Path(os.path.relpath(path, place)).as_posix()
     return videos
 
 
-def table_rows(source: Table, place: Path) -> Iterable[dict[str, str]]:
+def table_rows(source: Table, place: Path) -> Iterable[tuple[str, dict[str, str]]]:
     """Read the rows of a table of labels.
 
     Parameters
@@ -219,6 +248,8 @@ def table_rows(source: Table, place: Path) -> Iterable[dict[str, str]]:
 
     Yields
     ------
+    str
+        Where the row stands, such as "labels.csv, line 3".
     dict of str to str
         One row of the table: a value for each declared column, or for each named group of the
         pattern of a line.
@@ -228,17 +259,20 @@ def table_rows(source: Table, place: Path) -> Iterable[dict[str, str]]:
     ValueError
         If there is no such table, or it lacks a column.
     """
-    paths = sorted(path for path in place.glob(source.file) if not path.name.startswith("."))
+    paths = sorted(path for path in place.glob(source.file) if not is_system(path.name))
     if not paths:
         raise ValueError(
             f"found no table {source.file!r} below {place}: the task's README says how to obtain it"
         )
     for path in paths:
         if source.columns is not None:
-            yield from read_columns(path, source.separator or ",", source.columns)
+            table = read_text_table(path, source.separator or ",")
+            yield from pick_columns(table, path, source.columns)
             continue
-        matches = map(compile_pattern(source.pattern or "").match, _lines(path))
-        yield from (match.groupdict(default="") for match in matches if match)
+        pattern = compile_pattern(source.pattern or "")
+        for number, line in enumerate(read_lines(path, errors="replace"), start=1):
+            if match := pattern.match(line):
+                yield f"{path.name}, line {number}", match.groupdict(default="")
 
 
 def with_ratings(
@@ -271,8 +305,10 @@ def with_ratings(
             f"found no table of ratings {source.file!r}, neither in {folder} nor in {place}: put "
             "it into one of them"
         )
-    describe = by_table(read_columns(paths[0], source.separator or ",", source.columns))
-    rows = [describe(without_extension(file)) or {} for file in clips["file"]]
+    table = read_text_table(paths[0], source.separator or ",")
+    rated = pick_columns(table, paths[0], source.columns)
+    found, _ = by_table(rated, list(clips["file"]), place)
+    rows = [row or {} for row in found]
     if not any(rows):
         first = clips["file"].iloc[0]
         raise ValueError(
@@ -283,32 +319,29 @@ def with_ratings(
     return clips.assign(**{name: [row.get(name, "") for row in rows] for name in names})
 
 
-def _lines(path: Path) -> list[str]:
-    """Read the lines of a text file; bytes that are not UTF-8 are replaced."""
-    return path.read_text("utf-8-sig", errors="replace").splitlines()
-
-
-def problems_of(facts: TaskFile, clips: pd.DataFrame, unmatched: Sequence[str]) -> list[str]:
+def problems_of(facts: TaskFile, found: Described) -> list[str]:
     """Say in sentences why the clips of a task cannot be used as they are.
 
     Parameters
     ----------
     facts
         Content of task.toml.
-    clips, unmatched
-        As `describe_files` returns them.
+    found
+        As `describe_files` returns it.
 
     Returns
     -------
     list of str
-        One sentence per problem: no clips, clips that occur twice, more clips or speakers than
-        declared, codes of emotions that are neither mapped nor dropped.
+        One sentence per problem: no clips, clips that occur twice, clips without a speaker, more
+        clips or speakers than declared, codes of emotions that are neither mapped nor dropped.
     """
+    clips, unmatched = found.clips, found.unmatched
     if not len(clips):
         first = f", for example {unmatched[0]}" if unmatched else ""
         expected = next(iter(facts.examples), "that the pattern matches")
         sentence = f"none of {len(unmatched)} audio files has the name of a clip{first}"
-        return [f"{sentence}; expected names such as {expected}"]
+        rows = f"; the table names {some(found.stray, 3)}" if found.stray else ""
+        return [f"{sentence}; expected names such as {expected}{rows}"]
     problems = []
     copies = clips[clips["name"].duplicated(keep=False)].sort_values(["name", "file"])
     if len(copies):
@@ -316,6 +349,14 @@ def problems_of(facts: TaskFile, clips: pd.DataFrame, unmatched: Sequence[str]) 
             f"{copies['name'].nunique()} clips occur more than once, for example "
             f"{' and '.join(copies['file'][:2])}: was the corpus unpacked twice? Keep one copy, or "
             "let the pattern begin with the folder in which they differ"
+        )
+    used = clips[~clips["code"].isin(facts.emotion.drop)]
+    nobody = identity.of_nobody(list(used["file"]), list(used["speaker"]))
+    if nobody:
+        problems.append(
+            f"every clip must have a speaker, but {len(nobody)} of {len(used)} have none: "
+            f"{some(nobody)}; say who speaks there, or leave these files out by ignore, or, if one "
+            'person speaks all clips, set speaker = "one" in place of the column'
         )
     speakers = clips["speaker"].nunique()
     if len(clips) > facts.utterances:
@@ -386,7 +427,11 @@ def _units(clips: pd.DataFrame, declared: Duplicates) -> tuple[np.ndarray, np.nd
     """Return the unit and the clique of each clip, and how many declared groups are present."""
     speakers = clips.groupby("speaker").indices
     alike = [list(places) for places in speakers.values()]
-    joined = [[speakers[name] for name in group if name in speakers] for group in declared.speakers]
+    by_person = {identity.plain_text(name): places for name, places in speakers.items()}
+    joined = [
+        [by_person[name] for name in map(identity.plain_text, group) if name in by_person]
+        for group in declared.speakers
+    ]
     depths = {name.count("/") for group in declared.files for name in group}
     ends: dict[str, list[int]] = {}
     for i, file in enumerate(clips["file"]):

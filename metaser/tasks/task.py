@@ -20,6 +20,7 @@ import pandas as pd
 
 from metaser import naming
 from metaser.files import bundled
+from metaser.naming import some
 from metaser.tasks import labels
 from metaser.tasks.schema import TaskFile, read_facts
 from metaser.tasks.table import (
@@ -79,6 +80,10 @@ class Task:
         The clips of these codes, as in `table`.
     unmatched : tuple of str
         Audio files below `audio` that are no clip by pattern or table.
+    stray : tuple of str
+        Rows of the table of labels that name no audio file, each by its line.
+    people : tuple of str
+        Speakers who are spelt in several ways, such as "F1 = f1"; they count as one.
     ignored : int
         Audio files below `audio` that the ignore list passes over.
     duplicates : int
@@ -108,6 +113,8 @@ class Task:
     left_out: dict[str, int] = field(default_factory=dict)
     dropped: tuple[str, ...] = field(default=(), repr=False)
     unmatched: tuple[str, ...] = field(default=(), repr=False)
+    stray: tuple[str, ...] = field(default=(), repr=False)
+    people: tuple[str, ...] = field(default=(), repr=False)
     ignored: int = 0
     duplicates: int = 0
     problems: tuple[str, ...] = ()
@@ -250,15 +257,16 @@ def read_task(
         return _task(folder, facts)
     try:
         files, ignored = find_files(facts, place)
-        clips, unmatched = describe_files(facts, table_place(facts, folder, place), files)
-        problems = problems_of(facts, clips, unmatched)
+        described = describe_files(facts, table_place(facts, folder, place), files, place)
+        clips = described.clips
+        problems = problems_of(facts, described)
         if problems and strict:
             raise ValueError("; ".join(problems))
         if facts.ratings_table is not None:
             clips = with_ratings(facts.ratings_table, folder, place, clips)
         found = make_table(facts, clips)
         found["table"] = found["table"].assign(
-            **columns_beside(facts, place, found["table"]["file"])
+            **columns_beside(facts, place, found["table"]["file"], files)
         )
     except ValueError as error:
         raise ValueError(f"{folder.name} ({place}): {error}") from error
@@ -268,7 +276,9 @@ def read_task(
         audio=place,
         clips_found=len(clips),
         speakers_found=clips["speaker"].nunique(),
-        unmatched=tuple(unmatched),
+        unmatched=tuple(described.unmatched),
+        stray=tuple(described.stray),
+        people=tuple(described.people),
         ignored=ignored,
         problems=tuple(problems),
         vectors={
@@ -293,7 +303,31 @@ def require_audio(task: Task) -> Task:
             f"the audio of {task.name} must be present, but is not: obtain it from {task.homepage} "
             "and name the folder above it by --data or METASER_DATA"
         )
+    if part := found_part(task):
+        _say_part(task.name, part)
     return task
+
+
+def found_part(task: Task) -> str:
+    """Return how much of a task was found, such as "8 of 16 clips"; "" if it is complete."""
+    if not task.clips_found:  # made in memory
+        return ""
+    parts = []
+    if task.clips_found < task.utterances:
+        parts.append(f"{task.clips_found} of {task.utterances} clips")
+    if task.unmatched:
+        files = some(task.unmatched, 3)
+        parts.append(f"{len(task.unmatched)} audio files are unmatched ({files})")
+    if task.stray:
+        parts.append(
+            f"{len(task.stray)} rows of the table name no audio file ({some(task.stray, 3)})"
+        )
+    return "; ".join(parts)
+
+
+@functools.cache
+def _say_part(name: str, part: str) -> None:
+    log.warning("%s: found %s; `metaser tasks check %s` tells more", name, part, name)
 
 
 def restrict(task: Task, classes: Sequence[str]) -> Task:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from metaser.adaptation.clips import Clips, labelled_folder, refuse_two_labels
+from metaser.adaptation.clips import Clips, labelled_folder, labelled_table, refuse_two_labels
 from metaser.audio import AudioError
 from metaser.features.hear import gather, hear, hear_windows, mixed_rates
 
@@ -148,3 +148,77 @@ def test_a_long_recording_is_held_in_portions(tmp_path):
     heard = list(hear_windows([path], Counting(), 4, 2))
     assert len(heard) == 449 and len(largest) > 10 and max(largest) <= 120
     assert gather(heard).values.shape == (449, 1, 2)
+
+
+@pytest.mark.parametrize("depth", ["", "/session1", "/2024/april"])
+def test_the_first_folder_is_the_speaker_under_any_spelling(tmp_path, depth):
+    for i, who in enumerate(["José", "JOSÉ", "Jose\u0301 ", "mia"]):
+        _write(tmp_path / f"{('angry', 'sad')[i % 2]}/{who}{depth}/{i}.wav")
+    told = []
+    found = labelled_folder(tmp_path, CLASSES, tell=told.append)
+    assert sorted(found.speakers) == ["JOSÉ"] * 3 + ["mia"]
+    assert "one speaker in several spellings: JOSÉ = José" in told
+    assert any("the folders inside theirs are not" in line for line in told) == bool(depth)
+
+
+def test_a_clip_outside_of_its_speakers_folder_is_named(tmp_path):
+    for name in ("angry/ali/1.wav", "angry/mia/1.wav", "sad/ali/2.wav", "sad/stray.wav"):
+        _write(tmp_path / name)
+    with pytest.raises(ValueError, match="but 1 of 4 lie in none: sad/stray.wav; move"):
+        labelled_folder(tmp_path, CLASSES)
+
+
+def test_folders_of_sessions_are_no_speakers(tmp_path):
+    for name in ("angry/session1/ali_1.wav", "sad/Session 2/mia_1.wav"):
+        _write(tmp_path / name)
+    with pytest.raises(ValueError, match="must be named by speaker, not Session 2, session1"):
+        labelled_folder(tmp_path, CLASSES)
+    assert labelled_folder(tmp_path, CLASSES, speaker="^([a-z]+)_").speakers == ("ali", "mia")
+    by_path = labelled_folder(tmp_path, CLASSES, speaker=r"/(\w+)_\d$")
+    assert by_path.speakers == ("ali", "mia")
+
+
+def test_files_of_the_system_are_passed_over_and_others_are_not(tmp_path):
+    for name in ("angry/1.wav", "sad/2.wav", "sad/$RECYCLE.BIN/3.wav"):
+        _write(tmp_path / name)
+    for name in ("angry/.ipynb_checkpoints/x.txt", "sad/Thumbs.db", "__MACOSX/sad/._2.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [path.name for path in labelled_folder(tmp_path, CLASSES).files] == ["1.wav", "2.wav"]
+    (tmp_path / "sad/notes.txt").write_text("")
+    with pytest.raises(ValueError, match=r"1 are not by their name, such as .*notes.txt"):
+        labelled_folder(tmp_path, CLASSES)
+
+
+TABLE = "file,speaker,emotion\na.wav,{},angry\nb/a.wav,{},sad\nc.wav,{},{}\n"
+
+
+def test_a_table_labels_clips_as_folders_do(tmp_path):
+    for name in ("a.wav", "b/a.wav", "c.wav", "d.wav"):
+        _write(tmp_path / name)
+    table = tmp_path / "labels.csv"
+    table.write_text(TABLE.format("ali", "ALI", "mia", "Angry"))
+    found = labelled_table(table, CLASSES)
+    assert [path.relative_to(tmp_path).as_posix() for path in found.files] == [
+        "a.wav",
+        "b/a.wav",
+        "c.wav",
+    ]
+    assert found.emotions == ("angry", "sad", "angry")
+    assert found.speakers == ("ALI", "ALI", "mia")
+    table.write_text(
+        TABLE.format("", "", "", "")
+    )  # as `metaser select` writes it, one not filled in
+    with pytest.raises(ValueError, match="1 of 3 have none: c.wav.*--drop ''"):
+        labelled_table(table, CLASSES)
+    found = labelled_table(table, CLASSES, drop=[""])
+    assert (found.speakers, found.emotions) == (None, ("angry", "sad"))
+    table.write_text(TABLE.format("ali", "", "mia", "sad"))
+    with pytest.raises(ValueError, match="but 1 of 3 have no speaker: b/a.wav"):
+        labelled_table(table, CLASSES)
+    table.write_text(TABLE.format("ali", "ali", "mia", "bored"))
+    with pytest.raises(ValueError, match="every label must be named by a class.*not 'bored'"):
+        labelled_table(table, CLASSES)
+    table.write_text("file,emotion\na.wav,sad\ngone.wav,sad\n")
+    with pytest.raises(ValueError, match=r"names 1 files .*'gone.wav' \(line 3\)"):
+        labelled_table(table, CLASSES)

@@ -21,6 +21,7 @@ from metaser.adaptation import evaluate as evaluation
 from metaser.adaptation import measure as starter
 from metaser.adaptation import predict as prediction
 from metaser.adaptation import recipe
+from metaser.adaptation import train as training
 from metaser.adaptation.clips import Clips, labelled_folder
 from metaser.adaptation.fitted import Constants, constants_of
 from metaser.adaptation.model_file import (
@@ -105,6 +106,27 @@ def trained(place, made):
     assert "measured by leaving out each language" in done.output
     assert "synthetic speech only" in done.output
     return path
+
+
+def test_sources_that_are_too_small_are_refused_before_any_sound_is_read(
+    place, made, tmp_path, monkeypatch
+):
+    def never(*arguments, **options):
+        raise AssertionError("sound was read")
+
+    monkeypatch.setattr(training, "prepare", never)
+    large = PROTOCOL.replace("queries = 1\nheld_out", "queries = 50\nheld_out")
+    (tmp_path / "tiny.toml").write_text(large, encoding="utf-8")
+    options = ("--protocol", tmp_path / "tiny.toml", "--cache", place / "cache", *made)
+    done = run("train", "--out", tmp_path / "m.safetensors", *options, code=2)
+    assert "is too small to learn from, with fa left out, to measure: every class must have 51" in (
+        done.output
+    )
+    assert "other sources by --sources" in done.output and "fewer shots" not in done.output
+    lonely = PROTOCOL.replace("held_out = 0.5", "held_out = 0.01")
+    (tmp_path / "tiny.toml").write_text(lonely, encoding="utf-8")
+    done = run("train", "--out", tmp_path / "m.safetensors", *options, code=2)
+    assert "must have enough speakers to hold some out for validation" in done.output
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 import shutil
@@ -15,7 +16,7 @@ from torch.func import functional_call, vmap
 
 from metaser.backbones import MLP
 from metaser.batch import Batch, EpisodeBatch, Padded
-from metaser.frontends import make_frontend, ssl
+from metaser.frontends import hub, make_frontend, ssl
 from metaser.frontends.ssl import SSL, LayerWeights, SSLEncoder
 from metaser.methods import MAML
 from metaser.model import Model
@@ -698,3 +699,14 @@ def test_an_encoder_is_adapted_on_a_gpu_as_on_the_processor(gpu, kind, saved):
         slopes.append(torch.cat([slope.flatten().cpu() for slope in learnt]))
     assert slopes[0].norm() > 1e-3
     torch.testing.assert_close(slopes[1], slopes[0], rtol=1e-8, atol=1e-10)
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path):
+    pytest.importorskip("transformers")
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for kind in ("AutoConfig", "AutoModel"):
+        with pytest.raises(ValueError, match="code of its own, which MetaSER never runs"):
+            hub.pretrained(kind, str(tmp_path), "main")
+    assert not (tmp_path / "ran").exists()

@@ -364,9 +364,12 @@ def test_labels_from_a_table(language):
         (None, "found no table 'labels.csv'"),
         ("clip;speaker;label;act\n", "the column 'Speaker', but has clip, speaker"),
         ("clip;Speaker;label;act\nx1;p;a;9\n", "outside of [1.0, 5.0], for example 9.0 of x1.wav"),
-        ("clip;Speaker;label;act\nx1;p;a;1\nx1;p;h;1\n", "describes 'x1' twice"),
+        (
+            "clip;Speaker;label;act\nx1;p;a;1\nx1;p;h;1\n",
+            "describes 'x1.wav' twice, differently (labels.csv, line 2",
+        ),
         ("clip;Speaker;label;act\nx1;p;a;high\n", "the rating arousal of x1.wav must be a number"),
-        ("", "No columns"),
+        ("", "it is empty"),
     ],
 )
 def test_wrong_tables(language, content, words):
