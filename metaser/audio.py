@@ -15,7 +15,7 @@ import numpy as np
 from soundfile import SoundFile, SoundFileError
 
 from metaser.containers import Content, Splice, examine, ffmpeg
-from metaser.files import is_system
+from metaser.files import is_system, readable_name
 from metaser.mono import at_rate, to_mono
 
 log = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ def _foreign(path: Path, file: FileIO, content: Content) -> Sound:
 @cache
 def _say(note: str) -> None:
     """Warn, once."""
-    log.warning(note)
+    log.warning(readable_name(note))
 
 
 def decode(path: str | Path, longest: float = math.inf) -> tuple[np.ndarray, int]:

@@ -27,6 +27,11 @@ SYSTEM = frozenset(
 """Files and folders that systems leave among a user's own, beside those that begin with a dot."""
 
 
+def readable_name(path: str | Path) -> str:
+    """Return a path as text; bytes that are no UTF-8 stand as codes that begin with a backslash."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
 def is_system(name: str) -> bool:
     """Return whether a name is of a file or folder that a system made, and nobody recorded.
 

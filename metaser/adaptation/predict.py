@@ -18,7 +18,7 @@ from metaser.adaptation.fitted import Fitted
 from metaser.adaptation.model_file import ModelFile
 from metaser.adaptation.voices import ONE, Given, given_clips, known_voices, speakers_of
 from metaser.features.hear import Heard, gather, hear, hear_windows, without_speech
-from metaser.files import users_files
+from metaser.files import readable_name, users_files
 from metaser.tasks.clip_checks import UNREAD
 
 log = logging.getLogger(__name__)
@@ -184,11 +184,6 @@ def _readable(files: Iterable[Path], read: Reader, failed: dict[str, str]) -> It
                 except (ValueError, OSError) as error:
                     why = "" if path.name in str(error) else f"{path}: "
                     failed[readable_name(path)] = readable_name(f"{why}{error}")
-
-
-def readable_name(path: str | Path) -> str:
-    """Return a path as text; bytes that are no UTF-8 stand as codes that begin with a backslash."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def _tables(

@@ -16,6 +16,7 @@ from metaser import audio
 from metaser.contracts import FrontEnd, compute_many
 from metaser.features.store import Ragged
 from metaser.features.table import Features
+from metaser.files import readable_name
 from metaser.speech import lacks_speech
 
 PORTION_SECONDS = 120.0
@@ -223,7 +224,9 @@ def without_speech(heard: Sequence[Heard]) -> str:
     doubted = [stretch for stretch in heard if stretch.doubt]
     if not doubted:
         return ""
-    named = list(dict.fromkeys(f"{stretch.file} ({stretch.doubt})" for stretch in doubted))
+    named = list(
+        dict.fromkeys(f"{readable_name(stretch.file)} ({stretch.doubt})" for stretch in doubted)
+    )
     more = f" and {len(named) - 3} more" if len(named) > 3 else ""
     return (
         f"{len(doubted)} of {len(heard)} clips or windows hold no speech: {', '.join(named[:3])}"
