@@ -46,12 +46,10 @@ def test_a_speaker_is_in_the_name_or_nowhere(tmp_path):
     assert len(set(labelled_folder(tmp_path, CLASSES, speaker="file").speakers)) == 2
     with pytest.raises(ValueError, match="gives no speaker for ali_1.wav"):
         labelled_folder(tmp_path, CLASSES, speaker="^(m.*)_")
-    with pytest.raises(ValueError, match="fits none, such as 'ali_1'"):
-        labelled_folder(tmp_path, CLASSES, speaker=r"^(\d+)$")
     with pytest.raises(ValueError, match="must be one, file or a regular expression"):
         labelled_folder(tmp_path, CLASSES, speaker="(")
     _write(tmp_path / "sad" / "zoe" / "1.wav")
-    with pytest.raises(ValueError, match="but 2 of 3 lie in no folder of a speaker, such as"):
+    with pytest.raises(ValueError, match="but 2 of 3 lie in none: "):
         labelled_folder(tmp_path, CLASSES)
 
 

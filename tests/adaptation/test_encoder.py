@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from builders import tiny_whisper, write_noise
+from builders import tiny_whisper
 from typer.testing import CliRunner
 
 from metaser.adaptation.model_file import load, read_header, save
@@ -29,7 +30,10 @@ def place(tmp_path_factory):
     rng = np.random.default_rng(0)
     for emotion in ("angry", "sad"):
         for take in range(2):
-            write_noise(folder / "clips" / emotion / f"{take}.wav", rng)
+            path = folder / "clips" / emotion / f"{take}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            syllables = np.sin(np.pi * np.arange(16000) / 2000)
+            soundfile.write(path, 0.1 * rng.standard_normal(16000) * syllables, 16000)
     light = load("starter-light")
     heard = dict(layer=[1, 2], pooling="mean", seconds=4.0)
     weights = SSL(str(ours), **heard).weights
