@@ -36,7 +36,7 @@ import numpy as np
 from metaser.batch import EpisodeBatch
 from metaser.features.table import Features
 from metaser.files import write_json
-from metaser.tasks.task import Task, require_audio
+from metaser.tasks.task import Task, clips_of
 from metaser.tasks.task import join_same_audio as join_same_audio
 
 SPEAKERS = ("disjoint", "same", "any")
@@ -159,7 +159,7 @@ class TaskSampler:
             )
         if self.unequal is not None and not self.unequal > 0:
             raise ValueError(f"unequal must be above 0, not {self.unequal}: take one such as 1")
-        table = require_audio(self.task).table
+        table = clips_of(self.task)
         code = {name: index for index, name in enumerate(self.classes)}
         targets = table["emotion"].map(code)
         eligible = targets.notna()
@@ -351,7 +351,7 @@ class SplitSampler:
         key = zlib.crc32(f"{self.task.name}|{self.task.version}|{self.test}".encode())
         rng = np.random.default_rng([self.seed, index, key])
         support, query = [], []
-        table = require_audio(self.task).table
+        table = clips_of(self.task)
         cliques, emotions = (table[name].to_numpy() for name in ("clique", "emotion"))
         position = rng.permutation(cliques.max() + 1)[cliques]
         parts = [np.flatnonzero(emotions == name) for name in self.classes]

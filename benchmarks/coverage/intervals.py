@@ -15,8 +15,8 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from metaser.adaptation.expect import Band, Draw, expect, fit_bands
-from metaser.adaptation.measure import measure, score_draws
+from metaser.adaptation.expect import Band, expect, fit_bands
+from metaser.adaptation.measure import Scored, measure, score_draws
 from metaser.adaptation.recipe import prepare, read_recipe, train_file
 from metaser.benchmark import restrict
 from metaser.features import extract
@@ -66,33 +66,33 @@ def judged(
     materials, raw, others = prepare(recipe, places, console)
     folder = checkpoints / f"{protocol}-{setup}"
     _, scored = measure(recipe, materials, raw, 0, folder, console, draws=draws, others=others)
-    named = {id(one.draw): one.named for one in scored}
-    known = [one.draw for one in scored if one.draw.shots]
+    known = [one for one in scored if one.draw.shots]
     tasks = [*(material.task for material in materials.values()), *(task for task, _ in others)]
     languages = {task.name: task.language for task in tasks}
     rows = []
     for name, language in languages.items():
-        bands = fit_bands([draw for draw in known if languages[draw.task] != language])
-        own = [draw for draw in known if draw.task == name]
-        rows += [judge(draw, bands, "left out", named[id(draw)]) for draw in own]
+        draws_of_others = [one.draw for one in known if languages[one.draw.task] != language]
+        bands = fit_bands(draws_of_others)
+        rows += [judge(one, bands, "left out") for one in known if one.draw.task == name]
     file = train_file(recipe, materials, raw, 0, folder / "all")
-    bands = fit_bands(known)
+    bands = fit_bands([one.draw for one in known])
     for name in TARGETS:
         task = restrict(read_task(name, places.data), recipe.protocol.classes)
         console.print(f"drawing from {name}", highlight=False)
         found = score_draws(file, task, extract(task, file.frontend(), places.cache), 1, draws)
-        rows += [judge(one.draw, bands, "target", one.named) for one in found if one.draw.shots]
+        rows += [judge(one, bands, "target") for one in found if one.draw.shots]
     return rows
 
 
-def judge(draw: Draw, bands: list[Band], role: str, named: bool) -> dict:
+def judge(scored: Scored, bands: list[Band], role: str) -> dict:
     """One row: what was stated, and what was measured."""
+    draw = scored.draw
     stated = expect(bands, draw.shots, draw.clues)
     return {
         "task": draw.task,
         "role": role,
         "shots": draw.shots,
-        "named": named,
+        "named": scored.named,
         "folds": draw.clues.folds,
         "unadapted": draw.clues.unadapted.soft,
         "cross_validated": None if draw.clues.seen is None else draw.clues.seen.soft,

@@ -21,7 +21,7 @@ ZERO_SHOT = (
 )
 
 FOLDS = {
-    "none": "",
+    "none": "cross-validated",  # of too few draws for a band of its own, in files of format 1 and 2
     "clips": "with clips left out in turn, for the speakers are not known or there is one only",
     "speakers": "with speakers left out in turn",
 }
@@ -62,13 +62,18 @@ def expected_lines(header: Header) -> list[str]:
     lines = [
         f"UAR to expect on new clips of other speakers: {low} to {high} % (95 % interval), most "
         f"likely about {uar} %; chance is {100 / len(own.classes):.0f} %",
-        f"the {own.clips} clips{people} count for {100 * own.weight:.0f} % of this, what left-out "
-        f"{_plural(header)} gave for the rest",
     ]
     if own.contradicted:
-        lines[1] = (
+        lines.append(
             f"the {own.clips} clips{people} contradict themselves more than those of any left-out "
             "language, so the range holds both of what they say"
+        )
+    elif np.isnan(own.unadapted):  # in files of format 1 and 2
+        lines.append(f"from {own.clips} clips{people}")
+    else:
+        lines.append(
+            f"the {own.clips} clips{people} count for {100 * own.weight:.0f} % of this, what "
+            f"left-out {_plural(header)} gave for the rest"
         )
     if not np.isnan(own.unadapted):
         lines.append(f"on these clips, before it adapted, it was {100 * own.unadapted:.0f} %")

@@ -16,9 +16,9 @@ from metaser.features.table import Features
 HARDLY = 0.1
 """Probability of neutral up to which a clip that is given as neutral is clearly not.
 
-Chosen on RAVDESS and EmoDB, where most of three clips were so in 0 to 2 % of neutral triples of a
-voice, and in 69 to 100 % of those of another emotion. On EMOVO it was 10 to 16 % (of angry triples
-78 to 86 %), on URDU 22 to 36 % (90 to 95 %).
+Chosen on RAVDESS and EmoDB, in trials that are not kept: most of three clips were so in 0 to 2 % of
+neutral triples of a voice, and in 69 to 100 % of those of another emotion. On EMOVO it was 10 to
+16 % (of angry triples 78 to 86 %), on URDU 22 to 36 % (90 to 95 %).
 """
 
 ONE = "one"

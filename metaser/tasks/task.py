@@ -290,8 +290,8 @@ def read_task(
     )
 
 
-def require_audio(task: Task) -> Task:
-    """Return the task if its audio is present.
+def clips_of(task: Task) -> pd.DataFrame:
+    """Return the table of a task whose audio is present.
 
     Raises
     ------
@@ -303,6 +303,18 @@ def require_audio(task: Task) -> Task:
             f"the audio of {task.name} must be present, but is not: obtain it from {task.homepage} "
             "and name the folder above it by --data or METASER_DATA"
         )
+    return task.table
+
+
+def require_audio(task: Task) -> Task:
+    """Return the task if its audio is present, and say once how much of it was found.
+
+    Raises
+    ------
+    FileNotFoundError
+        As in ``clips_of``.
+    """
+    clips_of(task)
     if part := found_part(task):
         _say_part(task.name, part)
     return task
