@@ -414,7 +414,7 @@ def digest(task: Task, episodes: Sequence[Episode]) -> str:
     >>> digest(task, [first]), digest(task, [replace(first, support=two, query=one)])
     ('b6df38d39f36f086', '3831348dad71a12c')
     """
-    files = require_audio(task).table["file"].to_numpy()
+    files = clips_of(task)["file"].to_numpy()
     fingerprint = hashlib.blake2b(digest_size=8)
     for episode in episodes:
         for side in (episode.support, episode.query):
@@ -457,7 +457,7 @@ def write_manifest(path: Path, task: Task, episodes: Sequence[Episode]) -> str:
     >>> manifest["episodes"]
     [{'index': 0, 'classes': ['sad'], 'support': {'a.wav': 'sad'}, 'query': {'b.wav': 'sad'}}]
     """
-    table = require_audio(task).table
+    table = clips_of(task)
     files, emotions = (table[name].to_numpy() for name in ("file", "emotion"))
 
     def side(rows: np.ndarray) -> dict[str, str]:
@@ -526,7 +526,7 @@ def read_manifest(path: Path, task: Task) -> list[Episode]:
             f"{path} must hold episodes of {task.name} version {task.version}, not of "
             f"{manifest['task']} version {manifest['version']}: write it again for this task"
         )
-    table = require_audio(task).table
+    table = clips_of(task)
     row = {file: index for index, file in enumerate(table["file"])}
     all_sides = [entry[side] for entry in manifest["episodes"] for side in ("support", "query")]
     missing = [file for side in all_sides for file in side if file not in row]
