@@ -57,7 +57,7 @@ def expected_lines(header: Header) -> list[str]:
     own = header.adaptation
     assert own is not None  # the model is adapted
     left_out = measured_at(header, own.shots)
-    people = "" if own.speakers is None else f" of {own.speakers} speakers"
+    people = {None: "", 1: " of one speaker"}.get(own.speakers, f" of {own.speakers} speakers")
     low, uar, high = (f"{100 * value:.0f}" for value in (own.low, own.uar, own.high))
     lines = [
         f"UAR to expect on new clips of other speakers: {low} to {high} % (95 % interval), most "

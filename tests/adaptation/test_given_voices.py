@@ -237,6 +237,26 @@ def test_what_cannot_be_said_together_is_refused(place, monkeypatch, options, wo
     assert done.exit_code == 2 and words in done.output.replace("\n", " ")
 
 
+def test_silence_and_noise_are_not_learnt_from_and_are_no_evidence(place, tmp_path):
+    labelled = tmp_path / "labelled"
+    shutil.copytree(place / "labelled", labelled)
+    file, told = load("starter-light"), []
+    clean = adaptation.adapt(file, labelled_folder(labelled, file.header.classes))
+    steady = 0.1 * np.random.default_rng(0).standard_normal(16000)
+    for name, sound in (("silent", np.zeros(16000)), ("steady", steady)):
+        soundfile.write(labelled / "sad" / "ann" / f"{name}.wav", sound, 16000)
+    clips = labelled_folder(labelled, file.header.classes)
+    found = adaptation.adapt(file, clips, tell=told.append)
+    (doubt,) = told
+    assert doubt.startswith("2 of 26") and "silent.wav" in doubt and "steady.wav" in doubt
+    assert found.header.adaptation == clean.header.adaptation
+    for path in (labelled / "sad").rglob("[0-9].wav"):
+        path.unlink()
+    clips = labelled_folder(labelled, file.header.classes, drop=["happy", "neutral"])
+    with pytest.raises(ValueError, match="at least two classes, not {'angry': 6}"):
+        adaptation.adapt(file, clips)
+
+
 def test_who_speaks_is_known_of_all_clips_or_of_none(place):
     file = load("starter-light")
     clips = labelled_folder(place / "labelled", file.header.classes)
