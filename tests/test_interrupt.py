@@ -10,6 +10,8 @@ PROGRAM = """
 import os, signal, sys, types
 import metaser.__main__ as main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+
 def app(prog_name):
     try:
         os.kill(os.getpid(), signal.SIGINT)
